@@ -1,0 +1,1 @@
+"""User space: the SDK, and the apps that come with LLMasOS."""

@@ -1,0 +1,1 @@
+"""Processes, context memory, scheduling, cores: everything that decides and computes."""

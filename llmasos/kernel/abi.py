@@ -1,0 +1,283 @@
+"""The ABI: plain, frozen, serialisable records that cross the line between kernel and user space.
+
+No tensor, no callable and no kernel object appears here, so an app that knows only this module (and
+`errors`) runs unchanged in the kernel's interpreter or in a process of its own. Times are seconds;
+`*_at` are Unix timestamps. Tokens, positions and pages are counts of different things and are
+never mixed in one field.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, NewType
+
+Pid = NewType("Pid", int)
+ContextId = NewType("ContextId", int)
+"""A process's own number for one of its contexts, like a file descriptor: 0, 1, 2 ..."""
+
+
+class Effect(enum.StrEnum):
+    """What a syscall does to the world; decides whether it may be repeated after a crash."""
+
+    PURE = "pure"
+    READ = "read"
+    WRITE = "write"
+    EXTERNAL = "external"
+
+
+class Signal(enum.IntEnum):
+    """Signals, with their Unix numbers where Unix has them (XTOK takes SIGXCPU's place)."""
+
+    INT = 2
+    KILL = 9
+    USR1 = 10
+    ALRM = 14
+    TERM = 15
+    CONT = 18
+    STOP = 19
+    XTOK = 24
+
+
+class ProcessState(enum.StrEnum):
+    """Where a process stands, as `ps` shows it."""
+
+    READY = "ready"
+    """Has model work queued that was not in the latest step."""
+    RUNNING = "running"
+    """Has tokens in the step being computed, or its app's own code is running."""
+    WAITING = "waiting"
+    """Waits for a syscall that is not the model's; `wchan` names it."""
+    STOPPED = "stopped"
+    """Received STOP; gets no model time and enters no syscall until CONT."""
+    ZOMBIE = "zombie"
+    """Has exited; its parent has not waited for it yet."""
+    DEAD = "dead"
+    """Has exited and was waited for; only its record is left."""
+
+
+class FinishReason(enum.StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    """The model sampled an end-of-turn token, or the grammar was complete."""
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+    """`max_tokens` were sampled."""
+    WINDOW = "window"
+    """The context reached the model's length."""
+    INTERRUPTED = "interrupted"
+    """INT arrived; what was generated until then is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. `temperature` 0 is greedy; the other filters then do nothing.
+
+    Filters apply in this order: repetition penalty, grammar mask, temperature, top-k, top-p, min-p.
+    `seed` None draws from the process's own seed.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+class GrammarKind(enum.StrEnum):
+    """How a grammar is written."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A constraint on generated text. `source` is JSON text for `json_schema` (a schema) and
+    `choice` (a list of strings), and the expression or grammar itself for `regex` and `lark`."""
+
+    kind: GrammarKind
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A sampled token, its log-probability (natural log, before temperature), and the likeliest."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A streamed piece of a generation. `text` is whole characters; it may be empty."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The result of `llm.generate`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Sampled tokens, an end-of-turn token included; they are in the context now."""
+    finish: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token when `logprobs` was asked for, else empty."""
+    tokens_prompt: int = 0
+    """Tokens in the context when the generation began."""
+    tokens_cached: int = 0
+    """Of those, the ones whose K/V were found and not computed."""
+    first_token_s: float = 0.0
+    """From the request to the first sampled token."""
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log-likelihood (natural log) of one candidate continuation of a context."""
+
+    text: str
+    logprob: float
+    token_logprobs: tuple[float, ...]
+
+    @property
+    def mean_logprob(self) -> float:
+        """Per token, so that candidates of different lengths compare."""
+        return self.logprob / max(len(self.token_logprobs), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat; `role` is `system`, `user`, `assistant` or `tool`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContextInfo:
+    """A context as its owner sees it."""
+
+    context_id: ContextId
+    num_tokens: int
+    num_computed: int
+    num_pages: int
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a process may do. A child's can only be the same or less (`attenuate`).
+
+    `syscalls` are shell patterns over syscall names (`fs.*`); `root` is the folder that file and
+    search syscalls are confined to.
+    """
+
+    syscalls: tuple[str, ...] = ("*",)
+    root: str = "."
+
+    def allows(self, name: str) -> bool:
+        """Whether a syscall of this name may be called at all."""
+        return any(fnmatchcase(name, pattern) for pattern in self.syscalls)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Hard limits of one process; None is unlimited."""
+
+    wall_s: float | None = None
+    tokens_out: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: `code` as Unix has it (128+n when signal n ended it, 124 on a limit)."""
+
+    code: int
+    message: str = ""
+    signal: Signal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """A row of `ps`."""
+
+    pid: Pid
+    ppid: Pid
+    app: str
+    title: str
+    state: ProcessState
+    wchan: str
+    """The syscall it waits in, or empty."""
+    nice: int
+    started_at: float
+    wall_s: float
+    model_s: float
+    """Its share of the time the core spent computing, split by tokens."""
+    tokens_in: int
+    tokens_out: int
+    tokens_computed: int
+    tokens_cached: int
+    tokens_per_s: float
+    """Sampled tokens per second of the time it had a generation under way."""
+    pages_private: int
+    pages_shared: int
+    num_contexts: int
+    num_syscalls: int
+    exit: ExitStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStatus:
+    """The machine as `status` and the shell's status bar show it."""
+
+    model: str
+    core: str
+    exact: bool
+    context_length: int
+    page_size: int
+    pages_total: int
+    pages_free: int
+    pages_cached: int
+    """Free for the taking, but still holding a prefix that a new context may want."""
+    pages_held: int
+    num_processes: int
+    num_running: int
+    num_steps: int
+    tokens_per_s: float
+    """Sampled tokens per second over the last seconds."""
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SyscallInfo:
+    """A syscall as a process, or its model, sees it. `parameters` is a JSON schema (an object)."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any] = field(hash=False)
+    effect: Effect
+    tool: bool
+    """Whether it is meant to be offered to a model as a tool."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppInfo:
+    """An app as `app list` shows it."""
+
+    name: str
+    version: str
+    summary: str
+    syscalls: tuple[str, ...]
+    parameters: dict[str, Any] = field(hash=False)

@@ -1,0 +1,280 @@
+"""Model work of one process on one context: generate, prefill or score.
+
+A job says how far its context must be computed (`end`), what to ask of the core when a slice gets
+there, and what the answer means. It decides neither when it runs nor with how many tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmasos.kernel.abi import Chunk, ContextInfo, FinishReason, Generation, Sampling, TokenLogprob
+from llmasos.kernel.context import Context
+from llmasos.kernel.core import SampleSpec, SliceResult
+from llmasos.kernel.errors import Interrupted, KernelBug, LimitExceeded, SyscallError
+from llmasos.kernel.process import Process
+from llmasos.kernel.sampling import uniform
+from llmasos.kernel.stop_strings import StopStrings
+from llmasos.kernel.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llmasos.kernel.grammar import Matcher
+
+
+class Job:
+    """What every kind of job has in common. One job at a time works on a context."""
+
+    def __init__(self, process: Process, context: Context) -> None:
+        self.process = process
+        self.context = context
+        self.serial = 0
+        """Order of arrival; set when the job is submitted."""
+        self.submitted_at = 0.0
+        self.in_step = False
+        self.interrupted = False
+        self.tokens_cached = 0
+        self.result: Any = None
+        self.error: SyscallError | None = None
+        self.is_done = False
+        self.on_done: Callable[[Job], None] = lambda _: None
+
+    @property
+    def end(self) -> int:
+        """Positions that must be computed before it is done or can draw its next token."""
+        return len(self.context.tokens) - 1
+
+    @property
+    def num_remaining(self) -> int:
+        """Positions still to compute until `end`."""
+        return self.end - self.context.num_computed
+
+    @property
+    def end_of_reuse(self) -> int:
+        """Positions from here on must be computed by this job, even where pages hold them."""
+        return len(self.context.tokens) - 1
+
+    def sample_spec(self) -> SampleSpec | None:
+        """How to draw the token after `end`, for a slice that reaches it."""
+        return None
+
+    def targets(self, start: int, end: int) -> Sequence[int]:
+        """Tokens to score in a slice of these positions."""
+        return ()
+
+    def accept(self, answer: SliceResult, now: float) -> None:
+        """Take in the answer of a slice that ended at `end`."""
+        raise KernelBug("a job of no kind was run")
+
+    def interrupt(self, now: float) -> None:
+        """End early on the user's wish, keeping what there is."""
+        raise KernelBug("a job of no kind was interrupted")
+
+    def succeed(self, result: Any) -> None:
+        """Finish with a result; the kernel tells the waiter."""
+        self.result, self.is_done = result, True
+
+    def fail(self, error: SyscallError) -> None:
+        """Finish with an error; the kernel tells the waiter."""
+        self.error, self.is_done = error, True
+
+
+class PrefillJob(Job):
+    """Compute what is appended, all but the last token, so that a fork or a reply starts warm."""
+
+    def accept(self, answer: SliceResult, now: float) -> None:
+        """See `Job.accept`."""
+        self.succeed(None)
+
+    def interrupt(self, now: float) -> None:
+        """See `Job.interrupt`: what is computed stays computed."""
+        self.succeed(None)
+
+
+class ScoreJob(Job):
+    """Log-likelihood of the tokens that follow position `first`, all of them known already."""
+
+    def __init__(self, process: Process, context: Context, *, num_scored: int) -> None:
+        super().__init__(process, context)
+        self._first = len(context.tokens) - num_scored - 1
+        self._logprobs: dict[int, float] = {}
+
+    @property
+    def end_of_reuse(self) -> int:
+        """See `Job.end_of_reuse`: a page gives K/V but no logits."""
+        return self._first
+
+    def targets(self, start: int, end: int) -> Sequence[int]:
+        """See `Job.targets`."""
+        return self.context.tokens[max(start, self._first) + 1 : end + 1]
+
+    def take(self, logprobs: Sequence[float], end: int) -> None:
+        """Collect the scores of the tokens up to position `end`."""
+        self._logprobs.update(enumerate(logprobs, end - len(logprobs) + 1))
+
+    def accept(self, answer: SliceResult, now: float) -> None:
+        """See `Job.accept`."""
+        scored = range(self._first + 1, len(self.context.tokens))
+        self.succeed(tuple(self._logprobs[position] for position in scored))
+
+    def interrupt(self, now: float) -> None:
+        """See `Job.interrupt`: a partial score means nothing, so this is an error."""
+        self.fail(Interrupted("The score was interrupted before it was complete."))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """The arguments of `llm.generate` once checked."""
+
+    max_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    num_logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+class GenerateJob(Job):
+    """Draw tokens until a stop, a length, the window, a limit or an interrupt."""
+
+    def __init__(
+        self,
+        process: Process,
+        context: Context,
+        tokenizer: Tokenizer,
+        options: GenerateOptions,
+        *,
+        context_length: int,
+        matcher: Matcher | None = None,
+        on_chunk: Callable[[Chunk], None] | None = None,
+    ) -> None:
+        super().__init__(process, context)
+        self._options = options
+        self._context_length = context_length
+        self._matcher = matcher
+        self._eos_ids = tokenizer.eos_ids
+        self._detokenizer = tokenizer.detokenizer()
+        self._stops = StopStrings(options.stop)
+        self._on_chunk = on_chunk
+        self._tokens_prompt = len(context.tokens)
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._pieces: list[str] = []
+        self._first_token_s = 0.0
+        seed = options.sampling.seed
+        self._seed = process.seed if seed is None else seed
+        self._stream = context.stream if seed is None else 0
+        self._penalised = _Penalised(context.tokens) if _has_penalty(options.sampling) else None
+
+    @property
+    def end(self) -> int:
+        """See `Job.end`: here the last known token is computed too, to draw the one after it."""
+        return len(self.context.tokens)
+
+    def sample_spec(self) -> SampleSpec:
+        """See `Job.sample_spec`."""
+        return SampleSpec(
+            sampling=self._options.sampling,
+            uniform=uniform(self._seed, self._stream, len(self.context.tokens)),
+            allowed=None if self._matcher is None else self._matcher.mask(),
+            penalised=None if self._penalised is None else self._penalised.token_ids(),
+            num_logprobs=self._options.num_logprobs,
+        )
+
+    def accept(self, answer: SliceResult, now: float) -> None:
+        """See `Job.accept`: the token is in the context already."""
+        token_id = self.context.tokens[-1]
+        if not self._token_ids:
+            self._first_token_s = now - self.submitted_at
+        self._token_ids.append(token_id)
+        if answer.logprob is not None:
+            self._logprobs.append(TokenLogprob(token_id, answer.logprob, answer.top_logprobs))
+        if self._penalised is not None:
+            self._penalised.add(token_id)
+        is_end = token_id in self._eos_ids and not self._options.ignore_eos
+        text = "" if is_end else self._stops.push(self._detokenizer.push(token_id))
+        if (reason := self._finish_reason(token_id, is_end=is_end)) is not None:
+            self._finish(reason, now, text, (token_id,))
+        else:
+            self._emit(text, (token_id,))
+
+    def interrupt(self, now: float) -> None:
+        """See `Job.interrupt`."""
+        self._finish(FinishReason.INTERRUPTED, now)
+
+    def _finish_reason(self, token_id: int, *, is_end: bool) -> FinishReason | None:
+        if is_end:
+            return FinishReason.STOP
+        if self._stops.hit:
+            return FinishReason.STOP_STRING
+        if self._matcher is not None:
+            self._matcher.accept(token_id)
+            if self._matcher.is_finished:
+                return FinishReason.STOP
+        if len(self._token_ids) >= self._options.max_tokens:
+            return FinishReason.LENGTH
+        if len(self.context.tokens) >= self._context_length:
+            return FinishReason.WINDOW
+        return None
+
+    def _emit(self, text: str, token_ids: tuple[int, ...]) -> None:
+        self._pieces.append(text)
+        if self._on_chunk is not None and (text or token_ids):
+            self._on_chunk(Chunk(text, token_ids))
+        limit = self.process.limits.tokens_out
+        if not self.is_done and limit is not None and self.process.usage.tokens_out >= limit:
+            self.fail(LimitExceeded(f"This process may sample {limit} tokens and has done so."))
+
+    def _finish(
+        self, reason: FinishReason, now: float, text: str = "", token_ids: tuple[int, ...] = ()
+    ) -> None:
+        if reason is not FinishReason.STOP_STRING:
+            text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        self.is_done = True
+        self._emit(text, token_ids)
+        self.result = Generation(
+            text="".join(self._pieces),
+            token_ids=tuple(self._token_ids),
+            finish=reason,
+            logprobs=tuple(self._logprobs),
+            tokens_prompt=self._tokens_prompt,
+            tokens_cached=min(self.tokens_cached, self._tokens_prompt),
+            first_token_s=self._first_token_s,
+            total_s=now - self.submitted_at,
+        )
+
+
+class _Penalised:
+    """The distinct tokens of a context, kept as the context grows."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._seen = set(tokens)
+        self._array: NDArray[np.int64] | None = None
+
+    def add(self, token_id: int) -> None:
+        if token_id not in self._seen:
+            self._seen.add(token_id)
+            self._array = None
+
+    def token_ids(self) -> NDArray[np.int64]:
+        if self._array is None:
+            self._array = np.array(sorted(self._seen), dtype=np.int64)
+        return self._array
+
+
+def _has_penalty(sampling: Sampling) -> bool:
+    return sampling.repetition_penalty != 1.0
+
+
+def context_info(context: Context, context_length: int) -> ContextInfo:
+    """A context's record for its owner."""
+    return ContextInfo(
+        context_id=context.context_id,
+        num_tokens=len(context.tokens),
+        num_computed=context.num_computed,
+        num_pages=len(context.page_ids),
+        context_length=context_length,
+    )

@@ -1,0 +1,499 @@
+"""The kernel proper: processes, their contexts and model work, one step at a time.
+
+Synchronous and single-threaded: `plan()`, a core's `execute`, `commit()` is a step, and needs no event
+loop (`step()` does all three). Between a plan and its commit the step is *in flight*: the contexts in it
+are not changed, and what belongs to a process that dies meanwhile is given back in the commit.
+`Runtime` runs this under asyncio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmasos.kernel.abi import (
+    Capabilities,
+    ContextId,
+    ExitStatus,
+    KernelStatus,
+    Limits,
+    Pid,
+    ProcessInfo,
+)
+from llmasos.kernel.context import Context
+from llmasos.kernel.core import Core, CoreInfo, SequenceSlice, SliceResult, StepResult
+from llmasos.kernel.errors import (
+    ContextTooLong,
+    CoreFailed,
+    InvalidArguments,
+    KernelBug,
+    NoSuchProcess,
+    OutOfMemory,
+)
+from llmasos.kernel.jobs import Job, ScoreJob
+from llmasos.kernel.pages import PagePool
+from llmasos.kernel.process import KERNEL_PID, Process
+from llmasos.kernel.program import Program
+from llmasos.kernel.scheduler import FirstComeFirstServed, Plan, Policy, Scheduler, too_large
+
+RATE_WINDOW_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelOptions:
+    """How a kernel is set up; fixed for its life."""
+
+    step_tokens: int = 256
+    """Positions computed in one step at most: smaller is smoother, larger prefills faster."""
+    max_processes: int = 4096
+    num_finished_kept: int = 1000
+    """Records of finished processes that `ps --all` still shows."""
+    policy: Policy = field(default_factory=FirstComeFirstServed)
+
+
+class Kernel:
+    """Owns every process, context and page of one core."""
+
+    def __init__(self, info: CoreInfo, options: KernelOptions, *, now: Callable[[], float]) -> None:
+        self.info = info
+        self.options = options
+        self.pool = PagePool(info.num_pages, info.page_size)
+        self.scheduler = Scheduler(self.pool, options.policy, step_tokens=options.step_tokens)
+        self.processes: dict[Pid, Process] = {}
+        self.num_steps = 0
+        self.num_tokens_computed = 0
+        self._now = now
+        self._started_at = now()
+        self._jobs: list[Job] = []
+        self._in_flight: Plan | None = None
+        self._doomed: list[Context] = []
+        self._finished: deque[Pid] = deque()
+        self._charged_to_forgotten = 0
+        self._next_pid = 1
+        self._next_serial = 0
+        self._recent: deque[tuple[float, int]] = deque()
+
+    # --- processes
+
+    def process(self, pid: Pid) -> Process:
+        """The record of a process, live or finished; raises `NoSuchProcess`."""
+        try:
+            return self.processes[pid]
+        except KeyError:
+            raise NoSuchProcess(f"There is no process {pid}.") from None
+
+    def live(self, pid: Pid) -> Process:
+        """The record of a process that has not exited; raises `NoSuchProcess`."""
+        process = self.process(pid)
+        if process.exit is not None:
+            raise NoSuchProcess(f"Process {pid} has exited.")
+        return process
+
+    def create_process(
+        self,
+        program: Program,
+        params: Mapping[str, Any],
+        *,
+        ppid: Pid,
+        title: str,
+        capabilities: Capabilities,
+        limits: Limits,
+        nice: int,
+        seed: int,
+    ) -> Process:
+        """A new process with nothing in it; raises `OutOfMemory` when there are too many."""
+        if sum(process.exit is None for process in self.processes.values()) >= (
+            self.options.max_processes
+        ):
+            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
+        process = Process(
+            pid=Pid(self._next_pid),
+            ppid=ppid,
+            program=program,
+            params=params,
+            title=title,
+            capabilities=capabilities,
+            limits=limits,
+            nice=nice,
+            seed=seed,
+            started_at=self._now(),
+        )
+        self._next_pid += 1
+        self.processes[process.pid] = process
+        return process
+
+    def copy_contexts(self, parent: Process, child: Process) -> None:
+        """Give the child a copy-on-write copy of every context, under the same ids."""
+        for context_id, context in parent.contexts.items():
+            if context.is_scratch:
+                continue
+            child.contexts[context_id] = context.fork(
+                pid=child.pid,
+                context_id=context_id,
+                stream=context.stream,
+                in_flight=self._is_in_flight(context),
+            )
+        child.next_context_id = parent.next_context_id
+        child.num_streams = parent.num_streams
+
+    def children(self, pid: Pid) -> list[Process]:
+        """Processes whose parent this is, finished ones included."""
+        return [process for process in self.processes.values() if process.ppid == pid]
+
+    def is_descendant(self, pid: Pid, ancestor: Pid) -> bool:
+        """Whether `ancestor` is among the parents of `pid`."""
+        while pid in self.processes:
+            pid = self.processes[pid].ppid
+            if pid == ancestor:
+                return True
+        return False
+
+    def exit_process(self, pid: Pid, status: ExitStatus) -> None:
+        """End a process: its work is dropped, its pages are given back, its children are orphans."""
+        process = self.live(pid)
+        process.exit = status
+        process.ended_at = self._now()
+        for job in [job for job in self._jobs if job.process is process]:
+            self._remove(job)
+        for context in process.contexts.values():
+            self._free(context)
+        process.contexts.clear()
+        for child in self.children(pid):
+            child.ppid = KERNEL_PID
+            if child.exit is not None:
+                self.reap(child.pid)
+        if process.ppid == KERNEL_PID:
+            self.reap(pid)
+
+    def reap(self, pid: Pid) -> None:
+        """Record that a finished process was waited for; old records are forgotten in time."""
+        process = self.process(pid)
+        if process.reaped or process.exit is None:
+            return
+        process.reaped = True
+        self._finished.append(pid)
+        while len(self._finished) > self.options.num_finished_kept:
+            forgotten = self.processes.pop(self._finished.popleft())
+            self._charged_to_forgotten += forgotten.usage.tokens_computed
+
+    # --- contexts
+
+    def context(self, process: Process, context_id: ContextId) -> Context:
+        """One of a process's contexts; raises `InvalidArguments`."""
+        try:
+            return process.contexts[context_id]
+        except KeyError:
+            raise InvalidArguments(f"This process has no context {context_id}.") from None
+
+    def idle_context(self, process: Process, context_id: ContextId) -> Context:
+        """The same, to change it; raises `InvalidArguments` while a job works on it."""
+        context = self.context(process, context_id)
+        if context.busy:
+            raise InvalidArguments(f"Context {context_id} is being computed; wait for that first.")
+        return context
+
+    def open_context(self, process: Process) -> Context:
+        """A new, empty context."""
+        context_id = self._next_context_id(process)
+        context = Context(
+            self.pool, pid=process.pid, context_id=context_id, stream=process.next_stream()
+        )
+        process.contexts[context_id] = context
+        return context
+
+    def fork_context(self, process: Process, context: Context) -> Context:
+        """A copy of a context within its process, drawing its own random numbers."""
+        context_id = self._next_context_id(process)
+        child = context.fork(
+            pid=process.pid,
+            context_id=context_id,
+            stream=process.next_stream(),
+            in_flight=self._is_in_flight(context),
+        )
+        process.contexts[context_id] = child
+        return child
+
+    def close_context(self, process: Process, context: Context) -> None:
+        """Forget a context and give its pages back."""
+        del process.contexts[context.context_id]
+        self._free(context)
+
+    def append(self, process: Process, context: Context, token_ids: list[int]) -> None:
+        """Add known tokens; raises `ContextTooLong` and changes nothing if they do not fit."""
+        total = len(context.tokens) + len(token_ids)
+        if total > self.info.context_length:
+            raise ContextTooLong(
+                f"The context would have {total} tokens and the model's window"
+                f" is {self.info.context_length}."
+            )
+        if any(not 0 <= token_id < self.info.vocab_size for token_id in token_ids):
+            raise InvalidArguments(f"Token ids go from 0 to {self.info.vocab_size - 1}.")
+        context.append(token_ids)
+        process.usage.tokens_in += len(token_ids)
+
+    # --- model work
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. It may be done on return, if nothing was left to compute.
+
+        Raises `InvalidArguments`, `ContextTooLong` or `OutOfMemory` for one that can never run.
+        """
+        context = job.context
+        if not context.tokens:
+            raise InvalidArguments("The context is empty; append something first.")
+        if job.end >= self.info.context_length:
+            raise ContextTooLong(
+                f"The context fills the model's window of {self.info.context_length} tokens."
+            )
+        if (needed := self.pool.pages_for(job.end)) > self.pool.num_pages:
+            raise too_large(job.end, needed, self.pool.num_pages)
+        if context.busy:
+            raise InvalidArguments(
+                f"Context {context.context_id} is being computed; wait for that first."
+            )
+        self._enqueue(job)
+        self._reuse(job)
+
+    def interrupt(self, job: Job) -> None:
+        """End a job early with what it has: now, or in the commit of the step in flight."""
+        if job.is_done:
+            return
+        job.interrupted = True
+        if not job.in_step:
+            job.interrupt(self._now())
+            self._settle(job)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a job could run in a next step."""
+        return any(not job.process.stopped for job in self._jobs)
+
+    def plan(self) -> Plan | None:
+        """The next step, or None. A step must be committed before the next is planned."""
+        if self._in_flight is not None:
+            raise KernelBug("a step is planned while another is in flight")
+        plan = None
+        for job in self._runnable():
+            self._reuse(job)
+        while plan is None and (jobs := self._runnable()):
+            plan = self.scheduler.plan(jobs, self._idle_contexts())
+            if plan is None:
+                self._settle_failed(jobs)
+        self._in_flight = plan
+        for job in plan.jobs if plan else ():
+            job.in_step = True
+            job.process.num_jobs_in_step += 1
+        return plan
+
+    def commit(self, plan: Plan, result: StepResult, elapsed_s: float) -> None:
+        """Take a step's results in: tokens, accounts, waiters, then what died meanwhile."""
+        self._leave_flight(plan)
+        if len(result.slices) != len(plan.jobs):
+            raise KernelBug("a core answered another number of slices than it was asked")
+        now = self._now()
+        num_sampled = 0
+        for job, piece, answer in zip(plan.jobs, plan.step.slices, result.slices, strict=True):
+            job.process.usage.model_s += elapsed_s * len(piece.tokens) / plan.step.num_tokens
+            num_sampled += self._take_in(job, piece, answer, now)
+        self.num_steps += 1
+        self._recent.append((now, num_sampled))
+        self._free_doomed()
+
+    def abandon(self, plan: Plan, reason: str) -> None:
+        """A step failed as a whole: its jobs fail, nothing of it counts as computed."""
+        self._leave_flight(plan)
+        for job in plan.jobs:
+            if job.is_done or job.process.exit is not None:
+                continue
+            job.context.drop_pages()
+            job.fail(CoreFailed(f"The model driver failed: {reason}."))
+            self._settle(job)
+        self._free_doomed()
+
+    def step(self, core: Core) -> bool:
+        """Plan, execute and commit one step here and now; False if there was nothing to do."""
+        plan = self.plan()
+        if plan is None:
+            return False
+        started = self._now()
+        self.commit(plan, core.execute(plan.step), self._now() - started)
+        return True
+
+    # --- what people see
+
+    def ps(self, *, all: bool = False) -> list[ProcessInfo]:
+        """Every live process, by pid; with `all` the finished ones that are remembered too."""
+        now = self._now()
+        return [
+            process.info(now)
+            for _, process in sorted(self.processes.items())
+            if all or not process.reaped
+        ]
+
+    def status(self) -> KernelStatus:
+        """The whole machine at a glance."""
+        now = self._now()
+        live = [process for process in self.processes.values() if process.exit is None]
+        return KernelStatus(
+            model=self.info.model,
+            core=self.info.description,
+            exact=self.info.exact,
+            context_length=self.info.context_length,
+            page_size=self.info.page_size,
+            pages_total=self.pool.num_pages,
+            pages_free=self.pool.num_free,
+            pages_cached=self.pool.num_cached,
+            pages_held=self.pool.num_held,
+            num_processes=len(live),
+            num_running=sum(process.num_jobs > 0 for process in live),
+            num_steps=self.num_steps,
+            tokens_per_s=self._recent_rate(now),
+            uptime_s=now - self._started_at,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise `KernelBug` unless pages and tokens are conserved (law 7)."""
+        self.pool.check_integrity([context.page_ids for context in self._all_contexts()])
+        charged = sum(process.usage.tokens_computed for process in self.processes.values())
+        if charged + self._charged_to_forgotten != self.num_tokens_computed:
+            raise KernelBug("tokens charged differ from tokens computed")
+        busy = [job.context for job in self._jobs]
+        if len(busy) != len(set(map(id, busy))) or not all(context.busy for context in busy):
+            raise KernelBug("two jobs work on one context, or one on a context that is not busy")
+        for process in self.processes.values():
+            if process.num_jobs != sum(job.process is process for job in self._jobs):
+                raise KernelBug(f"process {process.pid} miscounts its jobs")
+
+    # --- within
+
+    def _take_in(self, job: Job, piece: SequenceSlice, answer: SliceResult, now: float) -> int:
+        """Commit one slice; returns how many tokens were sampled (0 or 1)."""
+        context, num_tokens = job.context, len(piece.tokens)
+        usage = job.process.usage
+        usage.tokens_computed += num_tokens
+        if job.process.pid not in self.processes:
+            self._charged_to_forgotten += num_tokens
+        usage.tokens_recomputed += min(max(context.num_peak - piece.start, 0), num_tokens)
+        self.num_tokens_computed += num_tokens
+        context.last_used = self.num_steps
+        wanted = piece.sample is not None
+        arrived = wanted and answer.token_id is not None and not self._is_over(job)
+        if arrived:
+            context.append([_token(answer)])
+            usage.tokens_out += 1
+        context.commit(num_tokens - (wanted and not arrived))
+        if not self._is_over(job):
+            self._advance(job, piece, answer, now)
+        elif job.interrupted and not job.is_done:
+            job.interrupt(now)
+            self._settle(job)
+        return int(arrived)
+
+    def _advance(self, job: Job, piece: SequenceSlice, answer: SliceResult, now: float) -> None:
+        if answer.error is not None:
+            job.fail(CoreFailed(f"The model driver failed on this context: {answer.error}."))
+        else:
+            if isinstance(job, ScoreJob):
+                job.take(answer.target_logprobs, piece.end)
+            if piece.sample is not None or job.num_remaining == 0:
+                job.accept(answer, now)
+        if job.is_done:
+            self._settle(job)
+
+    def _reuse(self, job: Job) -> None:
+        """Take over pages that hold what the job would compute; that may be all there is to do."""
+        hit = job.context.adopt_prefix(job.end_of_reuse)
+        job.tokens_cached += hit
+        job.process.usage.tokens_cached += hit
+        if job.num_remaining <= 0:
+            job.accept(SliceResult(), self._now())
+            self._settle(job)
+
+    def _is_over(self, job: Job) -> bool:
+        return job.is_done or job.interrupted or job.process.exit is not None
+
+    def _enqueue(self, job: Job) -> None:
+        job.serial, self._next_serial = self._next_serial, self._next_serial + 1
+        job.submitted_at = self._now()
+        job.context.busy = True
+        self._jobs.append(job)
+        process = job.process
+        process.num_jobs += 1
+        if process.generating_since is None:
+            process.generating_since = job.submitted_at
+
+    def _remove(self, job: Job) -> None:
+        self._jobs.remove(job)
+        job.context.busy = False
+        process = job.process
+        process.num_jobs -= 1
+        if process.num_jobs == 0 and process.generating_since is not None:
+            process.usage.generating_s += self._now() - process.generating_since
+            process.generating_since = None
+
+    def _settle(self, job: Job) -> None:
+        self._remove(job)
+        job.on_done(job)
+
+    def _settle_failed(self, jobs: list[Job]) -> None:
+        failed = [job for job in jobs if job.is_done]
+        if not failed:
+            raise KernelBug("there is work, but none of it can get on")
+        for job in failed:
+            self._settle(job)
+
+    def _runnable(self) -> list[Job]:
+        return [job for job in self._jobs if not job.process.stopped]
+
+    def _idle_contexts(self) -> Iterator[Context]:
+        for process in self.processes.values():
+            for context in process.contexts.values():
+                if not context.busy or process.stopped:
+                    yield context
+
+    def _all_contexts(self) -> Iterator[Context]:
+        for process in self.processes.values():
+            yield from process.contexts.values()
+        yield from self._doomed
+
+    def _leave_flight(self, plan: Plan) -> None:
+        if self._in_flight is not plan:
+            raise KernelBug("a step is committed that was not in flight")
+        self._in_flight = None
+        for job in plan.jobs:
+            job.in_step = False
+            job.process.num_jobs_in_step -= 1
+
+    def _is_in_flight(self, context: Context) -> bool:
+        plan = self._in_flight
+        return plan is not None and any(job.context is context for job in plan.jobs)
+
+    def _free(self, context: Context) -> None:
+        if self._is_in_flight(context):
+            self._doomed.append(context)
+        else:
+            context.drop_pages()
+
+    def _free_doomed(self) -> None:
+        for context in self._doomed:
+            context.drop_pages()
+        self._doomed.clear()
+
+    def _next_context_id(self, process: Process) -> ContextId:
+        process.next_context_id += 1
+        return ContextId(process.next_context_id - 1)
+
+    def _recent_rate(self, now: float) -> float:
+        while self._recent and self._recent[0][0] < now - RATE_WINDOW_S:
+            self._recent.popleft()
+        span = now - self._recent[0][0] if len(self._recent) > 1 else math.inf
+        return sum(count for _, count in self._recent) / span if span > 0 else 0.0
+
+
+def _token(answer: SliceResult) -> int:
+    if answer.token_id is None:
+        raise KernelBug("a token was expected and none came")
+    return answer.token_id

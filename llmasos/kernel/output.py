@@ -1,0 +1,82 @@
+"""What a process prints: kept for late readers, streamed to live ones, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+MAX_CHARS = 4_000_000
+
+
+class Output:
+    """A process's stdout. Keeps the newest `max_chars` characters or so; older text is dropped."""
+
+    def __init__(self, max_chars: int = MAX_CHARS) -> None:
+        self._pieces: deque[str] = deque()
+        self._num_dropped = 0
+        self._num_chars = 0
+        self._max_chars = max_chars
+        self._is_closed = False
+        self._changed = asyncio.Event()
+
+    @property
+    def text(self) -> str:
+        """Everything that is kept."""
+        return ("[older output dropped]\n" if self._num_dropped else "") + "".join(self._pieces)
+
+    def write(self, text: str) -> None:
+        """Add text and wake the readers. Never blocks."""
+        if not text or self._is_closed:
+            return
+        self._pieces.append(text)
+        self._num_chars += len(text)
+        while self._num_chars > self._max_chars and len(self._pieces) > 1:
+            self._num_chars -= len(self._pieces.popleft())
+            self._num_dropped += 1
+        self._wake()
+
+    def close(self) -> None:
+        """No more will come; readers end once they have everything."""
+        self._is_closed = True
+        self._wake()
+
+    async def read(self) -> AsyncIterator[str]:
+        """From the beginning, then live until the end. A reader that lags too far is told so."""
+        position = 0
+        while True:
+            if position < self._num_dropped:
+                position = self._num_dropped
+                yield "[older output dropped]\n"
+            if position < self._num_dropped + len(self._pieces):
+                text = "".join(list(self._pieces)[position - self._num_dropped :])
+                position = self._num_dropped + len(self._pieces)
+                yield text
+            elif self._is_closed:
+                return
+            else:
+                await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Input:
+    """A process's stdin: lines that were sent and not read yet."""
+
+    def __init__(self, *, is_open: bool) -> None:
+        self._lines: asyncio.Queue[str | None] = asyncio.Queue()
+        self._is_open = is_open
+
+    def send(self, text: str | None) -> None:
+        """Add a line without its line break, or the end of file."""
+        if text is None:
+            self._is_open = False
+        self._lines.put_nowait(text)
+
+    async def read_line(self) -> str | None:
+        """The next line, or None at the end of file."""
+        if not self._is_open and self._lines.empty():
+            return None
+        return await self._lines.get()

@@ -1,0 +1,129 @@
+"""A process: who it is, what it may do, what it has used, how it ended. Holds no policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmasos.kernel.abi import (
+    Capabilities,
+    ContextId,
+    ExitStatus,
+    Limits,
+    Pid,
+    ProcessInfo,
+    ProcessState,
+)
+from llmasos.kernel.context import Context
+from llmasos.kernel.program import Program
+from llmasos.kernel.sampling import derive_seed
+
+KERNEL_PID = Pid(0)
+"""Parent of everything that was spawned from outside; not a process itself."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a process has used so far."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_computed: int = 0
+    tokens_recomputed: int = 0
+    """Of those, positions that had been computed before and were lost to eviction."""
+    tokens_cached: int = 0
+    """Positions whose K/V were found in the prefix index instead of computed."""
+    model_s: float = 0.0
+    generating_s: float = 0.0
+    num_syscalls: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Process:
+    """One process. The first group is fixed at spawn; the kernel writes the second, the runtime
+    the third."""
+
+    pid: Pid
+    program: Program
+    params: Mapping[str, Any]
+    title: str
+    capabilities: Capabilities
+    limits: Limits
+    seed: int
+    started_at: float
+
+    ppid: Pid
+    nice: int = 0
+    contexts: dict[ContextId, Context] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    exit: ExitStatus | None = None
+    ended_at: float | None = None
+    reaped: bool = False
+    num_jobs: int = 0
+    num_jobs_in_step: int = 0
+    generating_since: float | None = None
+    num_streams: int = 0
+    num_children: int = 0
+    next_context_id: int = 0
+
+    stopped: bool = False
+    waits_in: list[str] = field(default_factory=list)
+    """Names of the syscalls it is in, oldest first; the model's own are not listed."""
+
+    @property
+    def app(self) -> str:
+        """The name of its program."""
+        return self.program.info.name
+
+    @property
+    def state(self) -> ProcessState:
+        """Derived, so that it can never disagree with the facts."""
+        if self.exit is not None:
+            return ProcessState.DEAD if self.reaped else ProcessState.ZOMBIE
+        if self.stopped:
+            return ProcessState.STOPPED
+        if self.num_jobs:
+            return ProcessState.RUNNING if self.num_jobs_in_step else ProcessState.READY
+        return ProcessState.WAITING if self.waits_in else ProcessState.RUNNING
+
+    def child_seed(self) -> int:
+        """The seed of its next child: a function of its own seed and the child's number."""
+        self.num_children += 1
+        return derive_seed(self.seed, self.num_children)
+
+    def next_stream(self) -> int:
+        """A random-number stream that no other context of this process draws from."""
+        self.num_streams += 1
+        return self.num_streams
+
+    def info(self, now: float) -> ProcessInfo:
+        """Its row in `ps`."""
+        usage = self.usage
+        generating_s = usage.generating_s
+        if self.generating_since is not None:
+            generating_s += now - self.generating_since
+        num_pages = sum(len(context.page_ids) for context in self.contexts.values())
+        num_shared = sum(context.num_pages_shared for context in self.contexts.values())
+        return ProcessInfo(
+            pid=self.pid,
+            ppid=self.ppid,
+            app=self.app,
+            title=self.title,
+            state=self.state,
+            wchan=self.waits_in[-1] if self.waits_in else "",
+            nice=self.nice,
+            started_at=self.started_at,
+            wall_s=(self.ended_at or now) - self.started_at,
+            model_s=usage.model_s,
+            tokens_in=usage.tokens_in,
+            tokens_out=usage.tokens_out,
+            tokens_computed=usage.tokens_computed,
+            tokens_cached=usage.tokens_cached,
+            tokens_per_s=usage.tokens_out / generating_s if generating_s > 0 else 0.0,
+            pages_private=num_pages - num_shared,
+            pages_shared=num_shared,
+            num_contexts=len(self.contexts),
+            num_syscalls=usage.num_syscalls,
+            exit=self.exit,
+        )

@@ -1,0 +1,177 @@
+"""Which tokens of which contexts are computed next: `plan()`.
+
+There is no prefill and no decode phase: every job has positions left to compute, and the step's token
+budget goes first to those that need just one (so a long prompt never stalls the others' replies), then
+to the rest in the policy's order, cut to what is left of the budget.
+
+Out of pages: contexts that no job works on give theirs up first, least recently used first; then the
+last jobs in the policy's order. So the first job in order always gets on, and only a context larger than
+the whole pool can fail. What a context gives up stays in the prefix index until somebody needs the page.
+
+Two contexts that are about to compute the same page do not: the later one waits a step and finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmasos.kernel.context import Context, PageCopy
+from llmasos.kernel.core import SequenceSlice, StepPlan
+from llmasos.kernel.errors import OutOfMemory
+from llmasos.kernel.jobs import Job
+from llmasos.kernel.pages import NodeId, PagePool
+
+
+class Policy(Protocol):
+    """Who goes first. Must be deterministic."""
+
+    name: str
+
+    def order(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs, most urgent first."""
+        ...
+
+
+class FirstComeFirstServed:
+    """By niceness, then by arrival."""
+
+    name = "fcfs"
+
+    def order(self, jobs: Sequence[Job]) -> list[Job]:
+        """See `Policy.order`."""
+        return sorted(jobs, key=lambda job: (job.process.nice, job.serial))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A step for the core, and whose each slice is."""
+
+    step: StepPlan
+    jobs: tuple[Job, ...]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    budget: int
+    jobs: list[Job] = field(default_factory=list)
+    slices: list[SequenceSlice] = field(default_factory=list)
+    copies: list[PageCopy] = field(default_factory=list)
+    pages_under_way: set[tuple[NodeId, tuple[int, ...]]] = field(default_factory=set)
+
+
+class Scheduler:
+    """Makes plans. Holds no queue of its own: the kernel hands it the jobs that may run."""
+
+    def __init__(self, pool: PagePool, policy: Policy, *, step_tokens: int) -> None:
+        self.policy = policy
+        self.step_tokens = step_tokens
+        self.num_preempted = 0
+        self._pool = pool
+
+    def plan(self, jobs: Sequence[Job], idle: Iterable[Context]) -> Plan | None:
+        """A plan with at least one slice, or None if no job can get on.
+
+        Mutates page tables (reservations, evictions). A job that can never fit is failed with
+        `OutOfMemory`; the caller looks for `is_done`.
+        """
+        order = self.policy.order(jobs)
+        idle = list(idle)
+        while True:
+            draft = self._draft(order, _Victims(order, idle))
+            if draft.jobs:
+                return Plan(StepPlan(tuple(draft.slices), tuple(draft.copies)), tuple(draft.jobs))
+            if not self._make_room(order[0]):
+                return None
+
+    def _draft(self, order: Sequence[Job], victims: _Victims) -> _Draft:
+        draft = _Draft(self.step_tokens)
+        for job in _one_token_first(order):
+            if draft.budget == 0:
+                break
+            self._admit(job, draft, victims)
+        return draft
+
+    def _admit(self, job: Job, draft: _Draft, victims: _Victims) -> None:
+        context = job.context
+        if context.next_page_key(job.end_of_reuse) in draft.pages_under_way:
+            return
+        num_tokens = min(job.num_remaining, draft.budget)
+        copies = self._reserve(job, context.num_computed + num_tokens, draft, victims)
+        if copies is None:
+            return
+        if (key := context.next_page_key(job.end)) is not None:
+            draft.pages_under_way.add(key)
+        draft.jobs.append(job)
+        draft.copies.extend(copies)
+        draft.slices.append(_slice(job, num_tokens))
+        draft.budget -= num_tokens
+
+    def _reserve(
+        self, job: Job, end: int, draft: _Draft, victims: _Victims
+    ) -> list[PageCopy] | None:
+        while (copies := job.context.reserve(end)) is None:
+            victim = victims.next_after(job, draft.jobs)
+            if victim is None:
+                return None
+            victim.drop_pages()
+            self.num_preempted += 1
+        return copies
+
+    def _make_room(self, job: Job) -> bool:
+        """Alone and still short of pages: start over without its shared ones, or fail for good."""
+        needed = self._pool.pages_for(job.end)
+        if job.context.page_ids and needed <= self._pool.num_pages:
+            job.context.drop_pages()
+            return True
+        job.fail(too_large(job.end, needed, self._pool.num_pages))
+        return False
+
+
+class _Victims:
+    """Contexts to take pages from, cheapest first."""
+
+    def __init__(self, order: Sequence[Job], idle: Iterable[Context]) -> None:
+        holding = [context for context in idle if context.page_ids]
+        self._idle = sorted(holding, key=lambda context: -context.last_used)
+        self._jobs = list(order)
+        self._rank = {id(job): rank for rank, job in enumerate(order)}
+
+    def next_after(self, job: Job, planned: Sequence[Job]) -> Context | None:
+        """The next context to take from on behalf of `job`, or None: never that of a job before it."""
+        while self._idle:
+            context = self._idle.pop()
+            if context.page_ids:
+                return context
+        while len(self._jobs) - 1 > self._rank[id(job)]:
+            victim = self._jobs.pop()
+            if victim.context.page_ids and victim not in planned:
+                return victim.context
+        return None
+
+
+def _one_token_first(order: Sequence[Job]) -> list[Job]:
+    return sorted(order, key=lambda job: job.num_remaining > 1)
+
+
+def _slice(job: Job, num_tokens: int) -> SequenceSlice:
+    context = job.context
+    start, end = context.num_computed, context.num_computed + num_tokens
+    return SequenceSlice(
+        tokens=context.tokens[start:end],
+        start=start,
+        page_ids=tuple(context.page_ids),
+        sample=job.sample_spec() if end == job.end else None,
+        targets=job.targets(start, end),
+    )
+
+
+def too_large(num_tokens: int, num_pages: int, pool_size: int) -> OutOfMemory:
+    """The error of a context that the whole pool could not hold."""
+    return OutOfMemory(
+        f"{num_tokens} tokens need {num_pages} pages and the pool has {pool_size};"
+        " use a larger --kv-memory or a shorter prompt."
+    )

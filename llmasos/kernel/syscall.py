@@ -1,0 +1,152 @@
+"""What a syscall is: a typed function, its schema, its effect class, and the table of them.
+
+A driver is an ordinary function whose first parameter is the `Call`; the rest of its signature is
+its schema, and its docstring is what the model reads:
+
+    @syscall("fs.read", effect=Effect.READ)
+    def read(call: Call, path: Annotated[str, Field(description="...")]) -> str:
+        '''Read a text file.'''
+
+An `async def` driver runs on the kernel's event loop and must not block it; a plain `def` runs in a
+worker thread and may. Who may call what, deadlines and accounting are the runtime's job, not the
+driver's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from llmasos.kernel.abi import Capabilities, Chunk, Effect, Pid, SyscallInfo
+from llmasos.kernel.errors import ConfigError, InvalidArguments, NoSuchSyscall
+
+if TYPE_CHECKING:
+    from llmasos.kernel.jobs import Job
+    from llmasos.kernel.runtime import Runtime
+
+DEFAULT_DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a driver is told about the call it serves."""
+
+    pid: Pid
+    capabilities: Capabilities
+    runtime: Runtime
+    on_chunk: Callable[[Chunk], None] | None = None
+    """Where a streaming syscall sends its pieces as they come; None when nobody listens."""
+    jobs: list[Job] = field(default_factory=list)
+    """Its model work under way; the runtime keeps it."""
+
+    @property
+    def root(self) -> Path:
+        """The folder that the calling process is confined to, as an absolute path."""
+        return Path(self.capabilities.root)
+
+
+@dataclass(frozen=True, slots=True)
+class Syscall:
+    """A driver with everything the kernel and a model need to know about it."""
+
+    info: SyscallInfo
+    function: Callable[..., Any]
+    arguments: type[BaseModel]
+    is_async: bool
+    deadline_s: float | None
+
+    @property
+    def name(self) -> str:
+        """The full name, `group.verb` or a single word."""
+        return self.info.name
+
+    def validate(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Typed arguments for the driver; raises `InvalidArguments` naming every problem."""
+        try:
+            model = self.arguments.model_validate(dict(args))
+        except ValidationError as error:
+            problems = "; ".join(_describe(problem) for problem in error.errors())
+            raise InvalidArguments(f"{self.name}: {problems}.") from error
+        return {name: getattr(model, name) for name in type(model).model_fields}
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "arguments"
+    return f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def syscall(
+    name: str,
+    *,
+    effect: Effect,
+    deadline_s: float | None = DEFAULT_DEADLINE_S,
+    tool: bool = True,
+) -> Callable[[Callable[..., Any]], Syscall]:
+    """Make a function a syscall. `tool=False` keeps it out of what models are offered.
+
+    `deadline_s` None leaves the call unbounded: for calls that wait for people or processes.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Syscall:
+        arguments = _arguments_model(name, function)
+        info = SyscallInfo(
+            name=name,
+            description=inspect.getdoc(function) or "",
+            parameters=_schema(arguments),
+            effect=effect,
+            tool=tool,
+        )
+        is_async = inspect.iscoroutinefunction(function)
+        return Syscall(info, function, arguments, is_async, deadline_s)
+
+    return decorate
+
+
+def _arguments_model(name: str, function: Callable[..., Any]) -> type[BaseModel]:
+    signature = inspect.signature(function, eval_str=True)
+    fields: dict[str, Any] = {}
+    for parameter in list(signature.parameters.values())[1:]:
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[parameter.name] = (parameter.annotation, default)
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model: type[BaseModel] = create_model(f"{name} arguments", __config__=config, **fields)
+    return model
+
+
+def _schema(arguments: type[BaseModel]) -> dict[str, Any]:
+    schema = arguments.model_json_schema()
+    schema.pop("title", None)
+    for prop in schema.get("properties", {}).values():
+        prop.pop("title", None)
+    return schema
+
+
+class SyscallTable(Mapping[str, Syscall]):
+    """The syscalls of one kernel, by name. Read-only once made."""
+
+    def __init__(self, syscalls: Iterable[Syscall]) -> None:
+        self._by_name: dict[str, Syscall] = {}
+        for entry in syscalls:
+            if entry.name in self._by_name:
+                raise ConfigError(f"Two syscalls are called {entry.name}; rename one of them.")
+            self._by_name[entry.name] = entry
+
+    def __getitem__(self, name: str) -> Syscall:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise NoSuchSyscall(f"There is no syscall {name!r}.") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)

@@ -1,0 +1,117 @@
+"""`llm.*`: the model's work on a context."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import anyio
+from pydantic import Field
+
+from llmasos.kernel.abi import ContextInfo, Effect, Generation, Grammar, Sampling, Score
+from llmasos.kernel.context import Context
+from llmasos.kernel.errors import InvalidArguments
+from llmasos.kernel.grammar import Matcher, compile_grammar
+from llmasos.kernel.jobs import GenerateJob, GenerateOptions, PrefillJob, ScoreJob, context_info
+from llmasos.kernel.process import Process
+from llmasos.kernel.sampling import check_sampling
+from llmasos.kernel.syscall import Call, syscall
+from llmasos.syscalls.context import own_context
+
+MAX_LOGPROBS = 100
+MAX_CANDIDATES = 1000
+
+
+@syscall("llm.generate", effect=Effect.READ, deadline_s=None, tool=False)
+async def generate(
+    call: Call,
+    context: int,
+    max_tokens: Annotated[int, Field(ge=1)] = 256,
+    sampling: Sampling | None = None,
+    stop: Annotated[list[str], Field(max_length=64)] | None = None,
+    grammar: Grammar | None = None,
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None,
+    ignore_eos: bool = False,
+) -> Generation:
+    """Continue a context; the sampled tokens become part of it. Streams as it goes."""
+    options = GenerateOptions(
+        max_tokens=max_tokens,
+        sampling=sampling or Sampling(),
+        stop=tuple(stop or ()),
+        num_logprobs=logprobs,
+        ignore_eos=ignore_eos,
+    )
+    check_sampling(options.sampling)
+    matcher = None if grammar is None else await _compile(call, grammar)
+    process, target = own_context(call, context)
+    job = GenerateJob(
+        process,
+        target,
+        call.runtime.tokenizer,
+        options,
+        context_length=call.runtime.kernel.info.context_length,
+        matcher=matcher,
+        on_chunk=call.on_chunk,
+    )
+    result: Generation = await call.runtime.run_job(call, job)
+    return result
+
+
+@syscall("llm.prefill", effect=Effect.PURE, deadline_s=None, tool=False)
+async def prefill(call: Call, context: int) -> ContextInfo:
+    """Compute what was appended, so that a fork or a reply starts warm."""
+    process, target = own_context(call, context)
+    await call.runtime.run_job(call, PrefillJob(process, target))
+    return context_info(target, call.runtime.kernel.info.context_length)
+
+
+@syscall("llm.score", effect=Effect.PURE, deadline_s=None, tool=False)
+async def score(
+    call: Call,
+    context: int,
+    candidates: Annotated[list[str], Field(min_length=1, max_length=MAX_CANDIDATES)],
+) -> list[Score]:
+    """Log-likelihood of each text as what comes next; the context stays as it is.
+
+    The context is computed once; the candidates are scored in one batch on copies of it.
+    """
+    process, target = own_context(call, context)
+    token_ids = [await call.runtime.encode(text) for text in candidates]
+    if not all(token_ids):
+        raise InvalidArguments("llm.score: a candidate is empty.")
+    await call.runtime.run_job(call, PrefillJob(process, target))
+    rows: list[tuple[float, ...]] = [()] * len(candidates)
+
+    async def score_one(index: int) -> None:
+        rows[index] = await _score_tokens(call, process, target, token_ids[index])
+
+    async with anyio.create_task_group() as group:
+        for index in range(len(candidates)):
+            group.start_soon(score_one, index)
+    return [Score(text, sum(row), row) for text, row in zip(candidates, rows, strict=True)]
+
+
+async def _score_tokens(
+    call: Call, process: Process, source: Context, token_ids: list[int]
+) -> tuple[float, ...]:
+    kernel = call.runtime.kernel
+    scratch = kernel.fork_context(process, source)
+    scratch.is_scratch = True
+    try:
+        kernel.append(process, scratch, token_ids)
+        job = ScoreJob(process, scratch, num_scored=len(token_ids))
+        result: tuple[float, ...] = await call.runtime.run_job(call, job)
+        return result
+    finally:
+        if scratch.context_id in process.contexts:
+            kernel.close_context(process, scratch)
+
+
+async def _compile(call: Call, grammar: Grammar) -> Matcher:
+    """In a worker thread: a large schema, or a vocabulary seen first, takes a while."""
+    return await asyncio.get_running_loop().run_in_executor(
+        None, compile_grammar, grammar, call.runtime.tokenizer
+    )
+
+
+SYSCALLS = (generate, prefill, score)
