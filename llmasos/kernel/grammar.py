@@ -165,7 +165,7 @@ class Matcher:
             mask = self._fill()
         if problem := self._problem():
             raise Failed(
-                f"The {self._compiled.name} became too complex after {len(self._token_ids)} tokens "
+                f"The {self._compiled.name} became too complex at token {len(self._token_ids) + 1} "
                 f"({problem}); make it simpler."
             )
         mask &= ~self._compiled.strangers

@@ -32,6 +32,7 @@ from llmasos.kernel.errors import (
     KernelBug,
     NoSuchProcess,
     OutOfMemory,
+    SyscallError,
 )
 from llmasos.kernel.jobs import Job, ScoreJob
 from llmasos.kernel.pages import PagePool
@@ -280,8 +281,11 @@ class Kernel:
             self._reuse(job)
         while plan is None and (jobs := self._runnable()):
             plan = self.scheduler.plan(jobs, self._idle_contexts())
-            if plan is None:
-                self._settle_failed(jobs)
+            failed = [job for job in jobs if job.is_done]
+            if plan is None and not failed:
+                raise KernelBug("there is work, but none of it can get on")
+            for job in failed:
+                self._settle(job)
         self._in_flight = plan
         for job in plan.jobs if plan else ():
             job.in_step = True
@@ -394,12 +398,15 @@ class Kernel:
 
     def _advance(self, job: Job, piece: SequenceSlice, answer: SliceResult, now: float) -> None:
         if answer.error is not None:
-            job.fail(CoreFailed(f"The model driver failed on this context: {answer.error}."))
+            job.fail(CoreFailed(answer.error))
         else:
             if isinstance(job, ScoreJob):
                 job.take(answer.target_logprobs, piece.end)
             if piece.sample is not None or job.num_remaining == 0:
-                job.accept(answer, now)
+                try:
+                    job.accept(answer, now)
+                except SyscallError as error:
+                    job.fail(error)
         if job.is_done:
             self._settle(job)
 
@@ -437,13 +444,6 @@ class Kernel:
     def _settle(self, job: Job) -> None:
         self._remove(job)
         job.on_done(job)
-
-    def _settle_failed(self, jobs: list[Job]) -> None:
-        failed = [job for job in jobs if job.is_done]
-        if not failed:
-            raise KernelBug("there is work, but none of it can get on")
-        for job in failed:
-            self._settle(job)
 
     def _runnable(self) -> list[Job]:
         return [job for job in self._jobs if not job.process.stopped]

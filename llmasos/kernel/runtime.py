@@ -50,6 +50,7 @@ from llmasos.kernel.errors import (
     SyscallError,
     TimedOut,
 )
+from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.output import Input, Output
@@ -123,6 +124,7 @@ class Runtime:
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now)
         self.tokenizer = tokenizer
+        self.grammars = GrammarCompiler(tokenizer)
         self.syscalls = syscalls
         self.cache_folder = cache_folder
         self.capabilities = capabilities or Capabilities(root=os.getcwd())

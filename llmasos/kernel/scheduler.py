@@ -19,7 +19,7 @@ from typing import Protocol
 
 from llmasos.kernel.context import Context, PageCopy
 from llmasos.kernel.core import SequenceSlice, StepPlan
-from llmasos.kernel.errors import OutOfMemory
+from llmasos.kernel.errors import OutOfMemory, SyscallError
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.pages import NodeId, PagePool
 
@@ -76,7 +76,7 @@ class Scheduler:
         """A plan with at least one slice, or None if no job can get on.
 
         Mutates page tables (reservations, evictions). A job that can never fit is failed with
-        `OutOfMemory`; the caller looks for `is_done`.
+        `OutOfMemory`, one whose grammar breaks with its error; the caller looks for `is_done`.
         """
         order = self.policy.order(jobs)
         idle = list(idle)
@@ -84,7 +84,7 @@ class Scheduler:
             draft = self._draft(order, _Victims(order, idle))
             if draft.jobs:
                 return Plan(StepPlan(tuple(draft.slices), tuple(draft.copies)), tuple(draft.jobs))
-            if not self._make_room(order[0]):
+            if order[0].is_done or not self._make_room(order[0]):
                 return None
 
     def _draft(self, order: Sequence[Job], victims: _Victims) -> _Draft:
@@ -105,9 +105,13 @@ class Scheduler:
             return
         if (key := context.next_page_key(job.end)) is not None:
             draft.pages_under_way.add(key)
-        draft.jobs.append(job)
         draft.copies.extend(copies)
-        draft.slices.append(_slice(job, num_tokens))
+        try:
+            draft.slices.append(_slice(job, num_tokens))
+        except SyscallError as error:
+            job.fail(error)
+            return
+        draft.jobs.append(job)
         draft.budget -= num_tokens
 
     def _reserve(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
 from pydantic import Field
 
 from llmasos.kernel.abi import ContextInfo, Effect, Generation, Grammar, Sampling, Score
 from llmasos.kernel.context import Context
 from llmasos.kernel.errors import InvalidArguments
-from llmasos.kernel.grammar import Matcher, compile_grammar
+from llmasos.kernel.grammar import Matcher
 from llmasos.kernel.jobs import GenerateJob, GenerateOptions, PrefillJob, ScoreJob, context_info
 from llmasos.kernel.process import Process
 from llmasos.kernel.sampling import check_sampling
@@ -109,9 +109,7 @@ async def _score_tokens(
 
 async def _compile(call: Call, grammar: Grammar) -> Matcher:
     """In a worker thread: a large schema, or a vocabulary seen first, takes a while."""
-    return await asyncio.get_running_loop().run_in_executor(
-        None, compile_grammar, grammar, call.runtime.tokenizer
-    )
+    return await anyio.to_thread.run_sync(call.runtime.grammars.compile, grammar)
 
 
 SYSCALLS = (generate, prefill, score)

@@ -20,6 +20,7 @@ from llmasos.kernel.errors import Failed, InvalidArguments
 from llmasos.kernel.grammar import (
     MAX_CHOICE_CHARS,
     MAX_CHOICES,
+    MAX_FORCED_BYTES,
     MAX_SOURCE_CHARS,
     GrammarCompiler,
     compile_grammar,
@@ -72,6 +73,8 @@ def nested_schema(depth: int) -> str:
         (regex(r"[^\s\S]"), "no text fits it"),
         (regex("(" * 5000 + "a" + ")" * 5000), "nest"),
         (regex("\ud800"), "surrogate"),
+        (schema({"const": "x" * (MAX_FORCED_BYTES + 1)}), "forces"),
+        (regex("a{100000}"), "forces 100000 bytes"),
         (choice(), "empty"),
         (Grammar(GrammarKind.CHOICE, '{"a": 1}'), "list of strings"),
         (Grammar(GrammarKind.CHOICE, '["a", 1]'), "list of strings"),
@@ -165,6 +168,13 @@ def test_ten_thousand_choices_work() -> None:
     assert walk(matcher, BPE, seed=1) in texts
 
 
+def test_text_without_a_choice_is_bounded_also_further_on() -> None:
+    matcher = compile_grammar(regex("(x|y)a{100000}"), BYTES)
+    matcher.accept(ord("x"))
+    with pytest.raises(Failed, match=r"at token 2 \(it forces \d+ bytes"):
+        matcher.mask()
+
+
 def hostile() -> Iterator[Any]:
     choices = "|".join(f".{{{i}}}{chr(97 + i % 26)}x" for i in range(15, 40))
     for name, grammar in {
@@ -251,7 +261,7 @@ def test_a_process_that_fills_a_lexer_does_not_take_its_neighbours_along(real_ho
     compiler = GrammarCompiler(tokenizer)
     hungry, neighbour = compiler.compile(WINDOWS), compiler.compile(WINDOWS)
     neighbour.accept(tokenizer.encode("hello")[0])
-    with pytest.raises(Failed, match=r"too complex after \d+ tokens"):
+    with pytest.raises(Failed, match=r"too complex at token \d+"):
         take_any_tokens(hungry, tokenizer, count=200)
     neighbour.accept(tokenizer.encode(" world")[0])
     assert len(allowed(neighbour)) > 1000

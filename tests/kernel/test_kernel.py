@@ -6,6 +6,7 @@ from llmasos.kernel.abi import FinishReason
 from llmasos.kernel.errors import (
     ContextTooLong,
     CoreFailed,
+    Failed,
     InvalidArguments,
     KernelBug,
     LimitExceeded,
@@ -134,6 +135,33 @@ def test_a_failing_slice_fails_its_process_alone() -> None:
     machine.core.fails = lambda piece: "nan" if piece.tokens[0] == ord("b") else None
     machine.run()
     assert isinstance(bad.error, CoreFailed)
+    assert good.result.text == continuation("good prompt", 4)
+
+
+class BrokenMatcher:
+    """A grammar that breaks when it is asked for a mask, or when a token arrives."""
+
+    is_finished = False
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def mask(self) -> None:
+        if self._where == "mask":
+            raise Failed("the grammar broke")
+
+    def accept(self, token_id: int) -> None:
+        raise Failed("the grammar broke")
+
+
+@pytest.mark.parametrize("where", ["mask", "accept"])
+def test_a_broken_grammar_fails_its_process_alone(where: str) -> None:
+    machine = Machine()
+    good = machine.generate("good prompt", max_tokens=4)
+    bad = machine.generate("bad prompt", max_tokens=4)
+    bad._matcher = BrokenMatcher(where)  # type: ignore[assignment]
+    machine.run()
+    assert isinstance(bad.error, Failed)
     assert good.result.text == continuation("good prompt", 4)
 
 
