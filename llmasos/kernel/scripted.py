@@ -69,6 +69,7 @@ class ByteTokenizer:
     vocab_size = 261
     eos_ids = frozenset({END})
     bos_ids: tuple[int, ...] = ()
+    chat_stop_strings: tuple[str, ...] = ()
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """UTF-8 bytes; there is no spelling for control tokens."""

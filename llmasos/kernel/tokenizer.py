@@ -38,6 +38,11 @@ class Tokenizer(Protocol):
         """What an empty context must begin with; often nothing."""
         ...
 
+    @property
+    def chat_stop_strings(self) -> tuple[str, ...]:
+        """Texts that end a reply of a model without end-of-turn tokens; often none."""
+        ...
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text, adding none. With `special`, control tokens spelt out in the text are
         recognised; without, they are ordinary characters (so user text cannot forge a turn)."""

@@ -34,16 +34,17 @@ async def generate(
     ignore_eos: bool = False,
 ) -> Generation:
     """Continue a context; the sampled tokens become part of it. Streams as it goes."""
+    check_sampling(sampling or Sampling())
+    matcher = None if grammar is None else await _compile(call, grammar)
+    process, target = own_context(call, context)
+    is_chat = target.reply_start is not None
     options = GenerateOptions(
         max_tokens=max_tokens,
         sampling=sampling or Sampling(),
-        stop=tuple(stop or ()),
+        stop=(*(stop or ()), *(call.runtime.tokenizer.chat_stop_strings if is_chat else ())),
         num_logprobs=logprobs,
         ignore_eos=ignore_eos,
     )
-    check_sampling(options.sampling)
-    matcher = None if grammar is None else await _compile(call, grammar)
-    process, target = own_context(call, context)
     job = GenerateJob(
         process,
         target,

@@ -1,0 +1,155 @@
+"""The fast path: the Llama family as plain functions over packed weights.
+
+Llama (SmolLM among them), Mistral, Qwen2 and Qwen3, with default, linear and llama3 rotary
+embeddings; `llama_config` says what exactly. It reads config.json and safetensors itself:
+transformers costs seconds to import and 5 ms a step in modules. Parity with transformers is a test.
+
+Memory: each weight once, packed. The embedding table stays in the mapped file and costs only the
+rows looked up; a tied head is packed from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from llmasos.kernel.cores import linear
+from llmasos.kernel.cores.decoder import DecoderShape
+from llmasos.kernel.cores.linear import Linear
+from llmasos.kernel.cores.llama_config import EMBEDDING, HEAD, LAYERS, NORM, LlamaSpec
+from llmasos.kernel.cores.load import Checkpoint
+from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
+from llmasos.kernel.cores.rope import RopeTable, inverse_frequencies, rotate
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    input_norm: torch.Tensor
+    qkv: Linear
+    qk_norm: torch.Tensor | None
+    """[num_heads + num_kv_heads, head_dim], where queries and keys are normalised (Qwen3)."""
+    output: Linear
+    mlp_norm: torch.Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+    window: int | None
+
+
+class LlamaDecoder:
+    """A model of the Llama family; implements `decoder.Decoder`."""
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> None:
+        """Read and pack the weights; blocks. The checkpoint has no `obstacle`."""
+        self._spec = spec = LlamaSpec.read(checkpoint)
+        self.path = f"fast {spec.model_type}"
+        self.dtype = dtype
+        self.device = device
+        self.shape = _shape(spec)
+        self._scale = spec.head_dim**-0.5
+        frequencies = inverse_frequencies(checkpoint.config, spec.head_dim)
+        self._rope = RopeTable(frequencies, dtype=dtype, device=device)
+        weights = _Weights(checkpoint, dtype, device)
+        # On the CPU the table is left as it is in the file: converting it would read all of it.
+        table = checkpoint.tensor(EMBEDDING)
+        self._embedding = table if device.type == "cpu" else weights[EMBEDDING]
+        self._layers = tuple(
+            _read_layer(spec, weights, index, window) for index, window in enumerate(spec.windows)
+        )
+        self._norm = weights[NORM]
+        self._head = linear.pack(weights[HEAD if spec.has_head else EMBEDDING])
+
+    def hidden(self, plan: AttentionPlan, kv: PagedKV) -> torch.Tensor:
+        """[N, hidden], before the last norm."""
+        hidden = F.embedding(plan.tokens, self._embedding).to(self.dtype)
+        angles = self._rope.at(plan.positions)
+        for index, layer in enumerate(self._layers):
+            hidden = self._attention(index, layer, hidden, angles, plan, kv)
+            hidden = self._mlp(layer, hidden)
+        return hidden
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, vocab_size] logits, float32."""
+        return self._head.in_fp32(self._normalised(hidden, self._norm))
+
+    def _attention(
+        self,
+        index: int,
+        layer: _Layer,
+        hidden: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        plan: AttentionPlan,
+        kv: PagedKV,
+    ) -> torch.Tensor:
+        spec = self._spec
+        heads = layer.qkv(self._normalised(hidden, layer.input_norm))
+        heads = heads.view(len(heads), -1, spec.head_dim)
+        qk, v = torch.split(heads, (spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        if layer.qk_norm is not None:
+            qk = F.rms_norm(qk, (spec.head_dim,), None, spec.norm_eps) * layer.qk_norm
+        q, k = torch.split(rotate(qk, *angles), (spec.num_heads, spec.num_kv_heads), dim=1)
+        attended = kv.attend(index, q, k, v, plan, scale=self._scale, sliding_window=layer.window)
+        return layer.output.plus(attended.flatten(1), hidden)
+
+    def _mlp(self, layer: _Layer, hidden: torch.Tensor) -> torch.Tensor:
+        normalised = self._normalised(hidden, layer.mlp_norm)
+        inner = layer.up.times(normalised, layer.gate.silu(normalised))
+        return layer.down.plus(inner, hidden)
+
+    def _normalised(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(hidden, weight.shape, weight, self._spec.norm_eps)
+
+
+def _shape(spec: LlamaSpec) -> DecoderShape:
+    num_layers = len(spec.windows)
+    return DecoderShape(
+        num_kv_heads=(spec.num_kv_heads,) * num_layers,
+        head_dim=(spec.head_dim,) * num_layers,
+        vocab_size=spec.vocab_size,
+        context_length=spec.context_length,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A checkpoint's tensors in the dtype and on the device they are wanted."""
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    device: torch.device
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.checkpoint.tensor(name).to(self.device, self.dtype)
+
+
+def _read_layer(spec: LlamaSpec, weights: _Weights, index: int, window: int | None) -> _Layer:
+    prefix = f"{LAYERS}.{index}"
+
+    def packed(*projections: str) -> Linear:
+        names = [f"{prefix}.{name}" for name in projections]
+        weight = torch.cat([weights[f"{name}.weight"] for name in names])
+        if projections[0] not in spec.bias:
+            return linear.pack(weight)
+        return linear.pack(weight, torch.cat([weights[f"{name}.bias"] for name in names]))
+
+    return _Layer(
+        # Small tensors are copied: a view would keep a page of the file mapped, and be slower.
+        input_norm=weights[f"{prefix}.input_layernorm.weight"].clone(),
+        qkv=packed("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        qk_norm=_qk_norm(spec, weights, prefix) if spec.model_type == "qwen3" else None,
+        output=packed("self_attn.o_proj"),
+        mlp_norm=weights[f"{prefix}.post_attention_layernorm.weight"].clone(),
+        gate=packed("mlp.gate_proj"),
+        up=packed("mlp.up_proj"),
+        down=packed("mlp.down_proj"),
+        window=window,
+    )
+
+
+def _qk_norm(spec: LlamaSpec, weights: _Weights, prefix: str) -> torch.Tensor:
+    """One norm weight for queries and keys, head by head, so that one product serves both."""
+    q = weights[f"{prefix}.self_attn.q_norm.weight"].expand(spec.num_heads, -1)
+    k = weights[f"{prefix}.self_attn.k_norm.weight"].expand(spec.num_kv_heads, -1)
+    return torch.cat((q, k))
