@@ -130,10 +130,11 @@ class Generation:
 
     text: str
     token_ids: tuple[int, ...]
-    """Sampled tokens, an end-of-turn token included; they are in the context now."""
+    """Sampled tokens, an end-of-turn token included; they are in the context now. A stop string is
+    not: where it began within a token, the text before it is in the context in other tokens."""
     finish: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
-    """One per token when `logprobs` was asked for, else empty."""
+    """One per sampled token when `logprobs` was asked for, else empty."""
     tokens_prompt: int = 0
     """Tokens in the context when the generation began."""
     tokens_cached: int = 0

@@ -155,6 +155,7 @@ class GenerateJob(Job):
         self._options = options
         self._context_length = context_length
         self._matcher = matcher
+        self._tokenizer = tokenizer
         self._eos_ids = tokenizer.eos_ids
         self._detokenizer = tokenizer.detokenizer()
         self._stops = StopStrings(options.stop)
@@ -163,6 +164,8 @@ class GenerateJob(Job):
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._pieces: list[str] = []
+        self._text_ends: list[int] = []
+        """Characters known after each token, stop strings included."""
         self._first_token_s = 0.0
         seed = options.sampling.seed
         self._seed = process.seed if seed is None else seed
@@ -195,7 +198,9 @@ class GenerateJob(Job):
         if self._penalised is not None:
             self._penalised.add(token_id)
         is_end = token_id in self._eos_ids and not self._options.ignore_eos
-        text = "" if is_end else self._stops.push(self._detokenizer.push(token_id))
+        text = "" if is_end else self._detokenizer.push(token_id)
+        self._text_ends.append((self._text_ends or [0])[-1] + len(text))
+        text = self._stops.push(text)
         if (reason := self._finish_reason(token_id, is_end=is_end)) is not None:
             self._finish(reason, now, text, (token_id,))
         else:
@@ -235,6 +240,8 @@ class GenerateJob(Job):
             text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
         self.is_done = True
         self._emit(text, token_ids)
+        if reason is FinishReason.STOP_STRING:
+            self._cut_context()
         self.result = Generation(
             text="".join(self._pieces),
             token_ids=tuple(self._token_ids),
@@ -245,6 +252,18 @@ class GenerateJob(Job):
             first_token_s=self._first_token_s,
             total_s=now - self.submitted_at,
         )
+
+    def _cut_context(self) -> None:
+        """Take the stop string out of the context again, so that it reads as the result does."""
+        shown = "".join(self._pieces)
+        whole = [end for end in self._text_ends if end <= len(shown)]
+        num_kept = whole.index(whole[-1]) + 1 if whole and whole[-1] else 0
+        rest = shown[self._text_ends[num_kept - 1] if num_kept else 0 :]
+        rest_ids = self._tokenizer.encode(rest)
+        self._token_ids[num_kept:] = rest_ids
+        del self._logprobs[num_kept:]
+        self.context.truncate(self._tokens_prompt + num_kept)
+        self.context.append(rest_ids)
 
 
 class _Penalised:

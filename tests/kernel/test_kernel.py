@@ -110,6 +110,7 @@ def test_a_stop_string_is_not_shown() -> None:
     job = machine.generate("<", max_tokens=50, chat=True, stop=("two",))
     machine.run()
     assert (job.result.text, job.result.finish) == ("one ", FinishReason.STOP_STRING)
+    assert machine.tokenizer.decode(job.context.tokens[-4:]) == "one "
 
 
 def test_chunks_join_to_the_text() -> None:
