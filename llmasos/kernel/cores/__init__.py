@@ -1,0 +1,1 @@
+"""Model drivers: `TorchCore` and what it stands on."""
