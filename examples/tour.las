@@ -11,14 +11,14 @@
 /echo "1. Six processes at once. The kernel puts what they do into one batch."
 /set echo on
 /set times on
-$a = /run --title apples   complete "Apples are" --max_tokens 128 --ignore_eos &
-$b = /run --title rivers   complete "The longest river in the world is" --max_tokens 128 --ignore_eos &
-$c = /run --title bicycles complete "A bicycle has two" --max_tokens 128 --ignore_eos &
-$d = /run --title whales   complete "Whales breathe" --max_tokens 128 --ignore_eos &
-$e = /run --title winter   complete "In winter it is" --max_tokens 128 --ignore_eos &
-$f = /run --title dice     complete "I threw two dice and" --max_tokens 128 --ignore_eos --temperature 0.8 --seed 7 &
+$a = /run --title apples   complete "Apples are" --max_tokens 64 --ignore_eos &
+$b = /run --title rivers   complete "The longest river in the world is" --max_tokens 64 --ignore_eos &
+$c = /run --title bicycles complete "A bicycle has two" --max_tokens 64 --ignore_eos &
+$d = /run --title whales   complete "Whales breathe" --max_tokens 64 --ignore_eos &
+$e = /run --title winter   complete "In winter it is" --max_tokens 64 --ignore_eos &
+$f = /run --title dice     complete "I threw two dice and" --max_tokens 64 --ignore_eos --temperature 0.8 --seed 7 &
 $g = /ask --max-tokens 24 "What is the capital of France?" &
-/sleep 300ms
+/sleep 400ms
 /ps
 /expect apples rivers bicycles whales winter dice
 /wait $a $b $c $d $e $f $g

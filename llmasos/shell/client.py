@@ -66,7 +66,7 @@ class SocketSession:
         """A connection whose hello is read and right. Raises `NoKernel`, `ConfigError`."""
         with socket_path(self._home) as path:
             try:
-                channel = Channel(await anyio.connect_unix(path))
+                channel = await Channel.connect(path)
             except PermissionError:
                 raise ConfigError(f"The kernel in {self._home} is another user's.") from None
             except OSError:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from llmasos.shell.boot import booted
 from llmasos.shell.local import LocalSession
-from llmasos.shell.server import Server, listening
+from llmasos.shell.server import Server
 from llmasos.shell.settings import Settings
-from llmasos.shell.tasks import in_background
 from llmasos.shell.verbs.apps import installed_apps
 
 
@@ -25,8 +24,8 @@ class Host:
 @asynccontextmanager
 async def hosted(settings: Settings) -> AsyncGenerator[Host]:
     """Boot a kernel and serve it for as long as the context lasts. Raises `ConfigError`."""
-    async with booted(settings) as runtime, listening(settings.home) as listener:
+    async with booted(settings) as runtime:
         session = LocalSession(runtime, installed_apps)
         server = Server(session)
-        async with in_background(server.serve, listener):
+        async with server.serving(settings.home):
             yield Host(session, server)

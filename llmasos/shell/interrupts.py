@@ -35,6 +35,11 @@ class Interrupts:
         finally:
             self._handlers.remove(entry)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether anything takes Ctrl-C."""
+        return any(signal.SIGINT in signals for _, signals in self._handlers)
+
     def fire(self, signum: int) -> None:
         """What the arrival of a signal does: it goes to the innermost handler that takes it."""
         for handler, signals in reversed(self._handlers):

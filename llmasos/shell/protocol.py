@@ -13,14 +13,13 @@ the session's foreground processes; `hello` does nothing.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
-from anyio.abc import ByteStream
-from anyio.streams.buffered import BufferedByteReceiveStream
 
 from llmasos.kernel import errors
 from llmasos.kernel.errors import ConfigError, KernelLost, LlmosError
@@ -32,17 +31,29 @@ MAX_MESSAGE = 64 << 20
 MAX_PIECE = 1 << 16
 """Characters of output in one message."""
 
+CLOSE_S = 1.0
+"""How long a closing connection waits for the other side to read what was sent."""
+
 GONE = "The kernel went away, and what ran in it; kernel.log in its home may say why."
 
 Message = dict[str, Any]
 
 
 class Channel:
-    """One connection, as messages. Any loss of the other side is a `KernelLost`."""
+    """One connection, as messages. Any loss of the other side is a `KernelLost`.
 
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self._lines = BufferedByteReceiveStream(stream)
+    On asyncio's own streams: anyio's Unix sockets can lose a race between cancelling and arriving.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._buffer = bytearray()
+
+    @classmethod
+    async def connect(cls, path: str) -> Channel:
+        """Open a connection to a socket. Raises `OSError`."""
+        return cls(*await asyncio.open_unix_connection(path, limit=MAX_PIECE))
 
     async def send(self, message: Mapping[str, Any]) -> None:
         """Send one message; waits while the other side does not read."""
@@ -50,12 +61,12 @@ class Channel:
         if len(data) > MAX_MESSAGE:
             raise BadMessage(f"A request of {len(data) >> 20} MiB is more than a kernel takes.")
         with _loss():
-            await self._stream.send(data)
+            self._writer.write(data)
+            await self._writer.drain()
 
     async def receive(self) -> Message:
         """The next message. Raises `BadMessage`, `KernelLost`."""
-        with _loss():
-            line = await self._lines.receive_until(b"\n", MAX_MESSAGE)
+        line = await self._line()
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
@@ -64,32 +75,42 @@ class Channel:
             raise BadMessage("A message is not an object.")
         return message
 
+    async def _line(self) -> bytes:
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > MAX_MESSAGE:
+                raise BadMessage(f"A message is longer than {MAX_MESSAGE >> 20} MiB.")
+            with _loss():
+                data = await self._reader.read(MAX_PIECE)
+            if not data:
+                raise KernelLost(GONE)
+            self._buffer += data
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
     async def until_closed(self) -> None:
         """Wait until the other side has gone; what it may still say is ignored."""
-        try:
-            while True:
-                await self._stream.receive()
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            return
+        with suppress(OSError):
+            while await self._reader.read(MAX_PIECE):
+                pass
 
     async def aclose(self) -> None:
-        """Close, also under cancellation."""
-        with anyio.CancelScope(shield=True):
-            await anyio.aclose_forcefully(self._stream)
+        """Close, also under cancellation; what was sent is given a moment to be taken."""
+        self._writer.close()
+        with anyio.CancelScope(shield=True), suppress(OSError):
+            with anyio.move_on_after(CLOSE_S):
+                await self._writer.wait_closed()
+                return
+            self._writer.transport.abort()
 
 
 @contextmanager
 def _loss() -> Iterator[None]:
     try:
         yield
-    except anyio.DelimiterNotFound:
-        raise BadMessage(f"A message is longer than {MAX_MESSAGE >> 20} MiB.") from None
-    except (
-        anyio.EndOfStream,
-        anyio.IncompleteRead,
-        anyio.BrokenResourceError,
-        anyio.ClosedResourceError,
-    ):
+    except OSError:
         raise KernelLost(GONE) from None
 
 

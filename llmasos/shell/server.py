@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVarTuple
 
 import anyio
-from anyio.abc import SocketListener, SocketStream, TaskGroup
 
 import llmasos
 from llmasos.kernel.abi import Pid, Signal
@@ -49,13 +48,40 @@ class Server:
     def __init__(self, session: KernelSession) -> None:
         self._session = session
         self._foreground: dict[str, set[Pid]] = defaultdict(set)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._num_held_ever = 0
         self._is_ending = False
 
-    async def serve(self, listener: SocketListener) -> None:
-        """Accept clients until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            await listener.serve(lambda stream: self._connection(stream, tasks), tasks)
+    @asynccontextmanager
+    async def serving(self, home: Path) -> AsyncIterator[None]:
+        """Serve clients on the home's socket for as long as the context lasts.
+
+        The caller holds the home's lock, so an old socket in the way is a dead kernel's and is
+        replaced. Raises `ConfigError`.
+        """
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._begin(self._connection(Channel(reader, writer)))
+
+        listener = await _listen(home, connected)
+        try:
+            yield
+        finally:
+            listener.close()
+            (home / SOCKET_NAME).unlink(missing_ok=True)
+            await self._end_tasks()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def until_unneeded(
         self, is_kept: Callable[[], bool], is_orphan: Callable[[], bool]
@@ -74,24 +100,23 @@ class Server:
             num_quiet = 0 if busy else num_quiet + 1
         self._is_ending = True
 
-    async def _connection(self, stream: SocketStream, tasks: TaskGroup) -> None:
-        channel = Channel(stream)
+    async def _connection(self, channel: Channel) -> None:
         try:
             with suppress(KernelLost):  # the client's loss, seen from here
                 await channel.send(
                     {"llmasos": llmasos.__version__, "protocol": PROTOCOL, "pid": os.getpid()}
                 )
-                await self._request(channel, tasks)
+                await self._request(channel)
         finally:
             await channel.aclose()
 
-    async def _request(self, channel: Channel, tasks: TaskGroup) -> None:
+    async def _request(self, channel: Channel) -> None:
         """Answer the connection's one request, unless the client leaves before."""
-        error = await as_told(self._answer, channel, tasks)
+        error = await as_told(self._answer, channel)
         if error is not None and not isinstance(error, KernelLost):
             await channel.send(error_message(error))
 
-    async def _answer(self, channel: Channel, tasks: TaskGroup) -> None:
+    async def _answer(self, channel: Channel) -> None:
         request = await channel.receive()
         if request.get("protocol") != PROTOCOL:
             raise ConfigError(_other_protocol(request.get("protocol")))
@@ -99,7 +124,7 @@ class Server:
         if not isinstance(args, dict):
             raise BadMessage("args must be an object.")
         if verb == "hold":
-            await self._hold(channel, tasks)
+            await self._hold(channel)
         elif verb in STREAMS or verb in CALLS:
             await _while_open(channel, self._perform, channel, verb, args, request.get("session"))
         else:
@@ -135,14 +160,14 @@ class Server:
             self._foreground[session].add(pid)
         return pid
 
-    async def _hold(self, channel: Channel, tasks: TaskGroup) -> None:
+    async def _hold(self, channel: Channel) -> None:
         if self._is_ending:
             raise NoKernel("The kernel is ending.")
         with self._held() as session:
             await channel.send({"result": session})
             await channel.until_closed()
             for pid in self._foreground[session]:
-                tasks.start_soon(self._end, pid)
+                self._begin(self._end(pid))
 
     @contextmanager
     def _held(self) -> typing.Iterator[str]:
@@ -163,23 +188,13 @@ class Server:
             await self._session.signal(pid, Signal.KILL)
 
 
-@asynccontextmanager
-async def listening(home: Path) -> AsyncIterator[SocketListener]:
-    """The home's socket, open. The caller holds the home's lock, so an old socket in the way is a
-    dead kernel's and is replaced. Raises `ConfigError`."""
-    listener = await _listen(home)
-    try:
-        async with listener:
-            yield listener
-    finally:
-        (home / SOCKET_NAME).unlink(missing_ok=True)
-
-
-async def _listen(home: Path) -> SocketListener:
+async def _listen(
+    home: Path, connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
+) -> asyncio.Server:
     before = os.umask(0o177)  # so that the socket never is anyone else's, not even for a moment
     try:
         with socket_path(home) as path:
-            return await anyio.create_unix_listener(path)
+            return await asyncio.start_unix_server(connected, path, limit=MAX_PIECE)
     except OSError as error:
         raise ConfigError(
             f"The socket in {home} cannot be opened ({os.strerror(error.errno or 0)});"

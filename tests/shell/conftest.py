@@ -26,9 +26,8 @@ from llmasos.shell.home import kernel_lock
 from llmasos.shell.interrupts import Interrupts
 from llmasos.shell.local import LocalSession
 from llmasos.shell.output import Output
-from llmasos.shell.server import Server, listening
+from llmasos.shell.server import Server
 from llmasos.shell.session import KernelSession
-from llmasos.shell.tasks import in_background
 from llmasos.syscalls import clock, context, llm, process
 from llmasos.syscalls import io as io_syscalls
 
@@ -136,9 +135,9 @@ async def local_kernel(folder: Path) -> AsyncIterator[LocalSession]:
 @asynccontextmanager
 async def served_kernel(home: Path) -> AsyncIterator[tuple[LocalSession, Server]]:
     with kernel_lock(home):
-        async with local_kernel(home) as session, listening(home) as listener:
+        async with local_kernel(home) as session:
             server = Server(session)
-            async with in_background(server.serve, listener):
+            async with server.serving(home):
                 yield session, server
 
 

@@ -157,13 +157,15 @@ async def test_ctrl_c_interrupts_what_is_in_the_foreground_and_keeps_the_shell(t
     ):
         someone.types("/run stubborn\r")
         await someone.reads("waiting")
-        someone.seen.environment.interrupts.fire(signal.SIGINT)
+        interrupts = someone.seen.environment.interrupts
+        interrupts.fire(signal.SIGINT)
         await someone.reads("interrupted")
         someone.types("/run -d patient\r")
         await eventually(lambda: someone.shell.jobs.running)
+        await eventually(lambda: not interrupts.is_taken)
         someone.types("/wait 2\r")
-        await anyio.wait_all_tasks_blocked()
-        someone.seen.environment.interrupts.fire(signal.SIGINT)
+        await eventually(lambda: interrupts.is_taken)
+        interrupts.fire(signal.SIGINT)
         someone.types("/pwd\r")
         await someone.reads(str(tmp_path))
 

@@ -29,7 +29,7 @@ def spawn(app, **options):
 
 async def raw(home):
     with socket_path(home) as path:
-        return Channel(await anyio.connect_unix(path))
+        return await Channel.connect(path)
 
 
 async def answer_to(home, line):
@@ -38,7 +38,7 @@ async def answer_to(home, line):
     try:
         hello = await channel.receive()
         assert hello["protocol"] == PROTOCOL
-        await channel._stream.send(line + b"\n")
+        channel._writer.write(line + b"\n")
         return await channel.receive()
     finally:
         await channel.aclose()
