@@ -13,9 +13,9 @@ import anyio
 
 from llmasos.kernel.errors import ConfigError, NoKernel
 from llmasos.shell.client import SocketSession
-from llmasos.shell.daemon import Daemon, starting
+from llmasos.shell.daemon import Daemon
 from llmasos.shell.environment import KernelFlags
-from llmasos.shell.home import home_folder, kernel_pid
+from llmasos.shell.home import home_folder, is_locked, kernel_pid
 from llmasos.shell.output import Output
 from llmasos.shell.session import KernelSession
 
@@ -62,7 +62,7 @@ async def attached(stack: AsyncExitStack, flags: KernelFlags) -> SocketSession:
         try:
             return await stack.enter_async_context(SocketSession.attached(home))
         except NoKernel:
-            if not starting(home):
+            if not is_locked(home):
                 raise
         await anyio.sleep(POLL_S)
 

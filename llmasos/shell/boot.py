@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -42,14 +43,14 @@ async def boot(
     missing is pulled, after saying what and how large. Raises `ConfigError`.
     """
     from llmasos.shell.models import ensure_model
-    from llmasos.shell.output import standard_output
+    from llmasos.shell.output import Output
 
     flags = {
         "home": home, "model": model, "kv_memory": kv_memory, "dtype": dtype,
         "threads": threads, "step_tokens": step_tokens,
     }  # fmt: skip
     settings = load_settings(flags)
-    await ensure_model(settings, standard_output())
+    await ensure_model(settings, Output(sys.stdout, sys.stderr))
     async with booted(settings, root=root) as runtime:
         yield runtime
 

@@ -13,7 +13,7 @@ import anyio
 from llmasos.kernel.errors import ConfigError, NoKernel
 from llmasos.shell.client import SocketSession
 from llmasos.shell.environment import KernelFlags
-from llmasos.shell.home import LOG_NAME, kernel_pid, make_home
+from llmasos.shell.home import LOG_NAME, is_locked, make_home
 
 MAX_LOG_BYTES = 1 << 20
 POLL_S = 0.05
@@ -58,7 +58,7 @@ class Daemon:
         Raises `ConfigError` with this one's last words where it ended without.
         """
         while not await answers(self._home):
-            if self._process.poll() is not None and not starting(self._home):
+            if self._process.poll() is not None and not is_locked(self._home):
                 raise ConfigError(self._last_words())
             await anyio.sleep(POLL_S)
 
@@ -84,20 +84,6 @@ async def answers(home: Path) -> bool:
             return True
     except NoKernel:
         return False
-
-
-def starting(home: Path) -> bool:
-    """Whether a process that says it is this home's kernel is alive, answering or not yet."""
-    pid = kernel_pid(home)
-    if pid is None or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _words(flags: KernelFlags, home: Path) -> list[str]:

@@ -7,6 +7,7 @@ start fast. `LLMASOS_HOME` wins over the platform's user data directory; a flag 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from llmasos.kernel.errors import ConfigError, HomeBusy
 SOCKET_NAME = "kernel.sock"
 LOCK_NAME = "kernel.lock"
 PID_NAME = "kernel.pid"
+PROBE_S = 0.2
+"""A kernel tries so long for its lock: `is_locked` holds it for an instant to see if it is free."""
 LOG_NAME = "kernel.log"
 MAX_SOCKET_PATH = 100
 """Bytes that fit `sockaddr_un` on every Unix (Linux takes 107, macOS 103)."""
@@ -54,7 +57,7 @@ def make_home(home: Path) -> None:
 
 @contextmanager
 def kernel_lock(home: Path) -> Iterator[None]:
-    """Hold the home's lock; raises `HomeBusy` at once where another kernel holds it.
+    """Hold the home's lock; raises `HomeBusy` where another kernel holds it.
 
     The lock is the operating system's, so it falls when its holder dies, whatever way. The pid
     file beside it is there to be read by people and by the message; it is never trusted.
@@ -62,7 +65,7 @@ def kernel_lock(home: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     make_home(home)
-    lock = FileLock(home / LOCK_NAME, timeout=0, mode=0o600)
+    lock = FileLock(home / LOCK_NAME, timeout=PROBE_S, poll_interval=0.05, mode=0o600)
     try:
         lock.acquire()
     except Timeout:
@@ -76,6 +79,21 @@ def kernel_lock(home: Path) -> Iterator[None]:
     finally:
         pid_file.unlink(missing_ok=True)
         lock.release()
+
+
+def is_locked(home: Path) -> bool:
+    """Whether a kernel lives in this home: it answers, is loading, or is ending."""
+    try:
+        lock = os.open(home / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)  # which gives the lock up too
+    return False
 
 
 def _write_pid(home: Path, pid_file: Path) -> None:

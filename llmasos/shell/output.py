@@ -41,8 +41,6 @@ class Output:
         self._captured: list[str] | None = None
         self._echo = True
         self._at_line_start = True
-        for stream in (stdout, stderr):
-            _never_fail_to_encode(stream)
 
     @property
     def terminal(self) -> bool:
@@ -182,6 +180,13 @@ def _keep(captured: list[str], text: str) -> None:
 
 
 def standard_output() -> Output:
-    """An `Output` on this process's own stdout and stderr; either may be closed."""
-    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as we do
-    return Output(sys.stdout or nowhere, sys.stderr or nowhere)
+    """An `Output` on this process's own stdout and stderr, for a command: either may be closed, and
+    neither fails to encode from now on."""
+    streams = [stream or _nowhere() for stream in (sys.stdout, sys.stderr)]
+    for stream in streams:
+        _never_fail_to_encode(stream)
+    return Output(*streams)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")

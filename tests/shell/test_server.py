@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmasos.kernel.abi import Capabilities, Signal
 from llmasos.kernel.errors import ConfigError, HomeBusy, KernelLost, NoKernel
 from llmasos.shell.client import SocketSession
-from llmasos.shell.home import SOCKET_NAME, kernel_lock, kernel_pid, socket_path
+from llmasos.shell.home import SOCKET_NAME, is_locked, kernel_lock, kernel_pid, socket_path
 from llmasos.shell.protocol import PROTOCOL, Channel
 from llmasos.shell.session import SpawnRequest
 from tests.shell.conftest import eventually, served_kernel
@@ -71,14 +71,17 @@ async def test_a_home_with_a_very_long_path_works(tmp_path):
 
 
 async def test_a_home_has_one_kernel(tmp_path):
+    assert not is_locked(tmp_path)
     with kernel_lock(tmp_path):
         assert kernel_pid(tmp_path) == os.getpid()
+        assert is_locked(tmp_path)
         with (
             pytest.raises(HomeBusy, match=f"pid {os.getpid()}.*llmasos down"),
             kernel_lock(tmp_path),
         ):
             pass
     assert kernel_pid(tmp_path) is None
+    assert not is_locked(tmp_path)
     with kernel_lock(tmp_path):
         pass
 

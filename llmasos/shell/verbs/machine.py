@@ -14,9 +14,9 @@ import anyio
 from llmasos.kernel.errors import ConfigError, KernelLost
 from llmasos.shell.arguments import Parser, count, seconds
 from llmasos.shell.attach import check_flags, flag_values
-from llmasos.shell.daemon import Daemon, answers, starting
+from llmasos.shell.daemon import Daemon, answers
 from llmasos.shell.environment import Environment
-from llmasos.shell.home import home_folder, kernel_pid
+from llmasos.shell.home import home_folder, is_locked, kernel_pid
 from llmasos.shell.interrupts import ENDING
 from llmasos.shell.tables import status_table
 from llmasos.shell.tasks import first_of
@@ -89,7 +89,7 @@ async def down(environment: Environment, args: Namespace) -> int:
     with suppress(KernelLost):
         await session.shutdown()
     with anyio.move_on_after(DOWN_S):
-        while starting(home):  # its pid file goes last
+        while is_locked(home):
             await anyio.sleep(0.02)
         return 0
     raise ConfigError(
