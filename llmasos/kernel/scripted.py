@@ -193,6 +193,16 @@ class ScriptedCore:
     def close(self) -> None:
         """Nothing to give back."""
 
+    def read_page(self, page_id: PageId) -> bytes:
+        """See `Core.read_page`."""
+        return bytes(self._slots[page_id].data)
+
+    def write_page(self, page_id: PageId, content: bytes | bytearray | memoryview) -> None:
+        """See `Core.write_page`; raises `KernelBug` unless it is a page's worth."""
+        if len(content) != self.info.bytes_per_page:
+            raise KernelBug(f"a page of {len(content)} bytes was to be put back")
+        self._slots[page_id] = np.frombuffer(content, dtype=np.int64)
+
     def poison(self, page_ids: Iterable[PageId]) -> None:
         """Overwrite pages, as whoever owns them next would."""
         self._slots[list(page_ids)] = -1

@@ -145,7 +145,7 @@ class Machine:
         for piece in plan.step.slices:
             for page_id in piece.page_ids[piece.start // size : -(-piece.end // size)]:
                 assert self.kernel.pool.references(page_id) == 1
-        return self.core.execute(plan.step)
+        return self.kernel.execute(self.core, plan)
 
     def run(self) -> None:
         for _ in range(20_000):
