@@ -162,10 +162,11 @@ class ScriptedCore:
         num_pages: int = 64,
         page_size: int = 4,
         context_length: int = 1024,
+        fingerprint: str = "scripted",
     ) -> None:
         self.info = CoreInfo(
             model="scripted",
-            fingerprint="scripted",
+            fingerprint=fingerprint,
             vocab_size=ByteTokenizer.vocab_size,
             context_length=context_length,
             page_size=page_size,

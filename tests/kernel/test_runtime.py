@@ -146,8 +146,8 @@ async def test_a_generation_streams_its_chunks_in_order() -> None:
         chunks: list[Chunk] = []
         number = await open_with(port, "stream")
         result = await port.syscall(
-                "llm.generate", {"context": number, "max_tokens": 50}, chunks.append
-            )
+            "llm.generate", {"context": number, "max_tokens": 50}, chunks.append
+        )
         assert "".join(chunk.text for chunk in chunks) == result.text
 
     async with booted() as runtime:
