@@ -237,6 +237,16 @@ class ProcessInfo:
     num_contexts: int
     num_syscalls: int
     exit: ExitStatus | None
+    tokens_recomputed: int = 0
+    """Major faults: of `tokens_computed`, positions that had been computed before and were lost."""
+    tokens_swapped_in: int = 0
+    """Positions loaded from swap instead of computed."""
+    minor_faults: int = 0
+    """Pages found in memory or loaded from swap."""
+    page_s: float = 0.0
+    """Pages held, times the seconds they were held."""
+    pages_proportional: float = 0.0
+    """Its pages, each divided by how many contexts hold it: summed over `ps` they are those held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +269,13 @@ class KernelStatus:
     tokens_per_s: float
     """Sampled tokens per second over the last seconds."""
     uptime_s: float
+    swap_pages: int = 0
+    """Pages in swap, whichever process they may serve."""
+    swap_bytes: int = 0
+    swap_warning: str = ""
+    """Why swap takes no more pages; empty while it does, or where there is none."""
+    pages_saved: int = 0
+    pages_loaded: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from llmasos.kernel.abi import ContextId, Message, Pid
 from llmasos.kernel.core import PageId
 from llmasos.kernel.errors import KernelBug
 from llmasos.kernel.pages import NodeId, PagePool
+from llmasos.kernel.swap import page_key
 
 PageCopy = tuple[PageId, PageId]
 
@@ -61,6 +62,11 @@ class Context:
         """Pages that another context holds too."""
         return sum(self._pool.references(page_id) > 1 for page_id in self.page_ids)
 
+    @property
+    def num_pages_proportional(self) -> float:
+        """Its pages, each divided by how many contexts hold it."""
+        return sum(1 / self._pool.references(page_id) for page_id in self.page_ids)
+
     def append(self, token_ids: Sequence[int]) -> None:
         """Make more tokens known. Computes nothing."""
         self.tokens.extend(token_ids)
@@ -68,7 +74,30 @@ class Context:
     def truncate(self, num_tokens: int) -> None:
         """Forget the tokens from this position on, and their pages."""
         del self.tokens[num_tokens:]
+        self.num_peak = min(self.num_peak, num_tokens)
         self._cut(min(self.num_computed, max(len(self.tokens) - 1, 0)))
+
+    @property
+    def is_at_page_end(self) -> bool:
+        """Whether what is computed is whole pages, and it has no page but those."""
+        return self.num_computed == len(self.page_ids) * self._pool.page_size
+
+    def key_at_end(self) -> bytes:
+        """The key of its last full page, which is the parent of whatever page comes next."""
+        return self._pool.key_of(self._parent_node(self.num_computed // self._pool.page_size))
+
+    def part_page(self) -> tuple[PageId, bytes] | None:
+        """The page that it has computed in part, and the key of that part."""
+        size = self._pool.page_size
+        index, num_tokens = divmod(self.num_computed, size)
+        if not num_tokens:
+            return None
+        tokens = self.tokens[index * size : self.num_computed]
+        return self.page_ids[index], page_key(self.key_at_end(), tokens)
+
+    def trim(self) -> None:
+        """Give back pages beyond what is computed."""
+        self._cut(self.num_computed)
 
     def drop_pages(self) -> None:
         """Give every page back; the tokens stay and will be computed again."""
@@ -107,7 +136,7 @@ class Context:
         Returns how many positions need not be computed.
         """
         size = self._pool.page_size
-        if self.num_computed % size or len(self.page_ids) * size != self.num_computed:
+        if not self.is_at_page_end:
             return 0
         before = self.num_computed
         end = min(end, len(self.tokens) - 1)

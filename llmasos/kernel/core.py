@@ -109,6 +109,10 @@ class StepResult:
     """Results in the plan's order."""
 
     slices: tuple[SliceResult, ...]
+    loaded: tuple[int, ...] = ()
+    """Pages that came back of each load; this and the times are the pager's, no core sets them."""
+    computing_s: float = 0.0
+    loading_s: float = 0.0
 
 
 class Core(Protocol):
@@ -125,6 +129,14 @@ class Core(Protocol):
         Raises whatever the driver raises when the step as a whole failed; the kernel then fails
         the processes of that step and goes on.
         """
+        ...
+
+    def read_page(self, page_id: PageId) -> bytes | memoryview:
+        """A page's K/V, `bytes_per_page` of them; may be a view, good until the next `execute`."""
+        ...
+
+    def write_page(self, page_id: PageId, content: bytes | bytearray | memoryview) -> None:
+        """Put back what `read_page` of a core of the same fingerprint gave, bit for bit."""
         ...
 
     def close(self) -> None:

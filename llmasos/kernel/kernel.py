@@ -35,10 +35,12 @@ from llmasos.kernel.errors import (
     SyscallError,
 )
 from llmasos.kernel.jobs import Job, ScoreJob
+from llmasos.kernel.pager import PageLoad, Pager
 from llmasos.kernel.pages import PagePool
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program
 from llmasos.kernel.scheduler import FirstComeFirstServed, Plan, Policy, Scheduler, too_large
+from llmasos.kernel.swap import Swap
 
 RATE_WINDOW_S = 5.0
 
@@ -58,16 +60,25 @@ class KernelOptions:
 class Kernel:
     """Owns every process, context and page of one core."""
 
-    def __init__(self, info: CoreInfo, options: KernelOptions, *, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        info: CoreInfo,
+        options: KernelOptions,
+        *,
+        now: Callable[[], float],
+        swap: Swap | None = None,
+    ) -> None:
+        step_tokens = options.step_tokens
         self.info = info
         self.options = options
-        self.pool = PagePool(info.num_pages, info.page_size)
-        self.scheduler = Scheduler(self.pool, options.policy, step_tokens=options.step_tokens)
+        self.pool = PagePool(info.num_pages, info.page_size, fingerprint=info.fingerprint)
+        self.pager = Pager(self.pool, info, swap, step_tokens=step_tokens, now=now)
+        self.scheduler = Scheduler(self.pool, options.policy, self.pager, step_tokens=step_tokens)
         self.processes: dict[Pid, Process] = {}
         self.num_steps = 0
         self.num_tokens_computed = 0
         self._now = now
-        self._started_at = now()
+        self._started_at = self._charged_until = now()
         self._jobs: list[Job] = []
         self._in_flight: Plan | None = None
         self._doomed: list[Context] = []
@@ -155,6 +166,7 @@ class Kernel:
     def exit_process(self, pid: Pid, status: ExitStatus) -> None:
         """End a process: its work is dropped, its pages are given back, its children are orphans."""
         process = self.live(pid)
+        self._charge_pages()
         process.exit = status
         process.ended_at = self._now()
         for job in [job for job in self._jobs if job.process is process]:
@@ -280,14 +292,14 @@ class Kernel:
         for job in self._runnable():
             self._reuse(job)
         while plan is None and (jobs := self._runnable()):
-            plan = self.scheduler.plan(jobs, self._idle_contexts())
+            plan = self.scheduler.plan(jobs, self.pager.by_cost(self._idle_contexts()))
             failed = [job for job in jobs if job.is_done]
             if plan is None and not failed:
                 raise KernelBug("there is work, but none of it can get on")
             for job in failed:
                 self._settle(job)
         self._in_flight = plan
-        for job in plan.jobs if plan else ():
+        for job in plan.members if plan else ():
             job.in_step = True
             job.process.num_jobs_in_step += 1
         return plan
@@ -295,21 +307,27 @@ class Kernel:
     def commit(self, plan: Plan, result: StepResult, elapsed_s: float) -> None:
         """Take a step's results in: tokens, accounts, waiters, then what died meanwhile."""
         self._leave_flight(plan)
-        if len(result.slices) != len(plan.jobs):
-            raise KernelBug("a core answered another number of slices than it was asked")
+        loads = plan.moves.loads
+        if len(result.slices) != len(plan.jobs) or len(result.loaded) != len(loads):
+            raise KernelBug("a core answered another number of slices or loads than it was asked")
+        self.pager.measure(plan.step, plan.moves, result)
+        elapsed_s -= result.loading_s
         now = self._now()
         num_sampled = 0
         for job, piece, answer in zip(plan.jobs, plan.step.slices, result.slices, strict=True):
             job.process.usage.model_s += elapsed_s * len(piece.tokens) / plan.step.num_tokens
             num_sampled += self._take_in(job, piece, answer, now)
+        for load, num_loaded in zip(loads, result.loaded, strict=True):
+            self._land(load, num_loaded, now)
         self.num_steps += 1
         self._recent.append((now, num_sampled))
+        self._charge_pages()
         self._free_doomed()
 
     def abandon(self, plan: Plan, reason: str) -> None:
         """A step failed as a whole: its jobs fail, nothing of it counts as computed."""
         self._leave_flight(plan)
-        for job in plan.jobs:
+        for job in plan.members:
             if job.is_done or job.process.exit is not None:
                 continue
             job.context.drop_pages()
@@ -323,8 +341,13 @@ class Kernel:
         if plan is None:
             return False
         started = self._now()
-        self.commit(plan, core.execute(plan.step), self._now() - started)
+        self.commit(plan, self.execute(core, plan), self._now() - started)
         return True
+
+    def execute(self, core: Core, plan: Plan) -> StepResult:
+        """The part of a step that is the engine thread's: move pages, compute. Blocks; changes
+        nothing of the kernel's. Raises what the core raises."""
+        return self.pager.execute(core, plan.step, plan.moves)
 
     # --- what people see
 
@@ -341,6 +364,7 @@ class Kernel:
         """The whole machine at a glance."""
         now = self._now()
         live = [process for process in self.processes.values() if process.exit is None]
+        swap = self.pager.swap.status if self.pager.swap else None
         return KernelStatus(
             model=self.info.model,
             core=self.info.description,
@@ -356,11 +380,17 @@ class Kernel:
             num_steps=self.num_steps,
             tokens_per_s=self._recent_rate(now),
             uptime_s=now - self._started_at,
+            swap_pages=swap.num_pages if swap else 0,
+            swap_bytes=swap.num_bytes if swap else 0,
+            swap_warning=swap.warning if swap else "",
+            pages_saved=self.pager.num_saved,
+            pages_loaded=self.pager.num_loaded,
         )
 
     def check_integrity(self) -> None:
         """Raise `KernelBug` unless pages and tokens are conserved (law 7)."""
         self.pool.check_integrity([context.page_ids for context in self._all_contexts()])
+        self.pager.check_integrity(self._in_flight.moves.loads if self._in_flight else ())
         charged = sum(process.usage.tokens_computed for process in self.processes.values())
         if charged + self._charged_to_forgotten != self.num_tokens_computed:
             raise KernelBug("tokens charged differ from tokens computed")
@@ -391,9 +421,8 @@ class Kernel:
         context.commit(num_tokens - (wanted and not arrived))
         if not self._is_over(job):
             self._advance(job, piece, answer, now)
-        elif job.interrupted and not job.is_done:
-            job.interrupt(now)
-            self._settle(job)
+        else:
+            self._end_if_interrupted(job, now)
         return int(arrived)
 
     def _advance(self, job: Job, piece: SequenceSlice, answer: SliceResult, now: float) -> None:
@@ -410,11 +439,35 @@ class Kernel:
         if job.is_done:
             self._settle(job)
 
+    def _land(self, load: PageLoad, num_loaded: int, now: float) -> None:
+        """Commit one load."""
+        job = load.job
+        num_tokens = self.pager.land(load, num_loaded)
+        job.tokens_cached += num_tokens
+        job.context.last_used = self.num_steps
+        usage = job.process.usage
+        usage.tokens_swapped_in += num_tokens
+        usage.minor_faults += num_loaded
+        self._end_if_interrupted(job, now)
+
+    def _end_if_interrupted(self, job: Job, now: float) -> None:
+        if job.interrupted and not job.is_done and job.process.exit is None:
+            job.interrupt(now)
+            self._settle(job)
+
+    def _charge_pages(self) -> None:
+        """Charge every process for the pages that it has held since the last time."""
+        now = self._now()
+        for process in self.processes.values():
+            process.usage.page_s += process.num_pages * (now - self._charged_until)
+        self._charged_until = now
+
     def _reuse(self, job: Job) -> None:
         """Take over pages that hold what the job would compute; that may be all there is to do."""
         hit = job.context.adopt_prefix(job.end_of_reuse)
         job.tokens_cached += hit
         job.process.usage.tokens_cached += hit
+        job.process.usage.minor_faults += hit // self.info.page_size
         if job.num_remaining <= 0:
             job.accept(SliceResult(), self._now())
             self._settle(job)
@@ -448,11 +501,11 @@ class Kernel:
     def _runnable(self) -> list[Job]:
         return [job for job in self._jobs if not job.process.stopped]
 
-    def _idle_contexts(self) -> Iterator[Context]:
+    def _idle_contexts(self) -> Iterator[tuple[Process, Context]]:
         for process in self.processes.values():
             for context in process.contexts.values():
                 if not context.busy or process.stopped:
-                    yield context
+                    yield process, context
 
     def _all_contexts(self) -> Iterator[Context]:
         for process in self.processes.values():
@@ -463,13 +516,13 @@ class Kernel:
         if self._in_flight is not plan:
             raise KernelBug("a step is committed that was not in flight")
         self._in_flight = None
-        for job in plan.jobs:
+        for job in plan.members:
             job.in_step = False
             job.process.num_jobs_in_step -= 1
 
     def _is_in_flight(self, context: Context) -> bool:
         plan = self._in_flight
-        return plan is not None and any(job.context is context for job in plan.jobs)
+        return plan is not None and any(job.context is context for job in plan.members)
 
     def _free(self, context: Context) -> None:
         if self._is_in_flight(context):

@@ -16,12 +16,13 @@ It stores page numbers only; K/V live in the core.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NewType
 
 from llmasos.kernel.core import PageId
 from llmasos.kernel.errors import KernelBug
+from llmasos.kernel.swap import page_key, root_key
 
 NodeId = NewType("NodeId", int)
 
@@ -34,17 +35,22 @@ class _Node:
     parent_id: NodeId
     tokens: tuple[int, ...]
     page_id: PageId
+    key: bytes
     num_children: int = 0
+    is_wanted: bool = False
+    """Worth saving when it is evicted: a parked context will ask for it, or several have used it."""
 
 
 class PagePool:
     """Reference counts, free list, prefix index and eviction for `num_pages` pages."""
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(self, num_pages: int, page_size: int, *, fingerprint: str = "") -> None:
         if num_pages < 1 or page_size < 1:
             raise KernelBug(f"a pool of {num_pages} pages of {page_size} positions makes no sense")
         self.num_pages = num_pages
         self.page_size = page_size
+        self.on_evict: Callable[[PageId, bytes], None] = lambda _page_id, _key: None
+        """Told of each wanted page that is evicted, with its key, before it is given out."""
         self._free = [PageId(number) for number in range(num_pages - 1, -1, -1)]
         self._refs = [0] * num_pages
         self._cached: OrderedDict[PageId, None] = OrderedDict()
@@ -52,6 +58,8 @@ class PagePool:
         self._sealed: dict[PageId, _Node] = {}
         self._nodes: dict[NodeId, _Node] = {}
         self._roots: dict[str, NodeId] = {}
+        self._root_keys: dict[NodeId, bytes] = {}
+        self._fingerprint = fingerprint
         self._next_node_id = 0
         self.num_evicted = 0
 
@@ -84,9 +92,7 @@ class PagePool:
         if self._free:
             page_id = self._free.pop()
         elif self._cached:
-            page_id, _ = self._cached.popitem(last=False)
-            self._forget(page_id)
-            self.num_evicted += 1
+            page_id = self._evict()
         else:
             return None
         self._refs[page_id] = 1
@@ -98,6 +104,8 @@ class PagePool:
             if page_id not in self._cached:
                 raise KernelBug(f"page {page_id} is free and cannot be shared")
             del self._cached[page_id]
+        if (node := self._sealed.get(page_id)) is not None:
+            node.is_wanted = True
         self._refs[page_id] += 1
 
     def release(self, page_ids: Sequence[PageId]) -> None:
@@ -124,7 +132,18 @@ class PagePool:
         """Where a trie of prefixes starts; pages of different salts (adapters) are never shared."""
         if salt not in self._roots:
             self._roots[salt] = self._new_node_id()
+            self._root_keys[self._roots[salt]] = root_key(self._fingerprint, self.page_size, salt)
         return self._roots[salt]
+
+    def key_of(self, node_id: NodeId) -> bytes:
+        """What names a node's page, or a root, beyond this pool and this run; see `swap`."""
+        node = self._nodes.get(node_id)
+        return self._root_keys[node_id] if node is None else node.key
+
+    def want(self, page_id: PageId) -> None:
+        """Have `on_evict` told when this page, if it is sealed, is evicted."""
+        if (node := self._sealed.get(page_id)) is not None:
+            node.is_wanted = True
 
     def node_of(self, page_id: PageId) -> NodeId:
         """The index node of a sealed page."""
@@ -149,7 +168,8 @@ class PagePool:
             self.acquire(known.page_id)
             self.release([page_id])
             return known.page_id
-        node = _Node(self._new_node_id(), parent_id, key[1], page_id)
+        name = page_key(self.key_of(parent_id), key[1])
+        node = _Node(self._new_node_id(), parent_id, key[1], page_id, name)
         self._index[key] = self._sealed[page_id] = self._nodes[node.node_id] = node
         if (parent := self._nodes.get(parent_id)) is not None:
             parent.num_children += 1
@@ -198,6 +218,15 @@ class PagePool:
                 raise KernelBug("a node miscounts its children")
         if not len(self._index) == len(self._sealed) == len(self._nodes):
             raise KernelBug("the index and the sealed pages differ")
+
+    def _evict(self) -> PageId:
+        page_id, _ = self._cached.popitem(last=False)
+        node = self._sealed[page_id]
+        if node.is_wanted:
+            self.on_evict(page_id, node.key)
+        self._forget(page_id)
+        self.num_evicted += 1
+        return page_id
 
     def _forget(self, page_id: PageId) -> None:
         node = self._sealed.pop(page_id)

@@ -34,6 +34,12 @@ class Usage:
     """Of those, positions that had been computed before and were lost to eviction."""
     tokens_cached: int = 0
     """Positions whose K/V were found in the prefix index instead of computed."""
+    tokens_swapped_in: int = 0
+    """Positions whose K/V were loaded from swap instead of computed."""
+    minor_faults: int = 0
+    """Pages that came from the prefix index or from swap."""
+    page_s: float = 0.0
+    """Pages held, times seconds, until the latest step; a shared page counts for each holder."""
     model_s: float = 0.0
     generating_s: float = 0.0
     num_syscalls: int = 0
@@ -68,6 +74,8 @@ class Process:
     next_context_id: int = 0
 
     stopped: bool = False
+    waits_since: float = 0.0
+    """When the latest of the syscalls it is in began."""
     waits_in: list[str] = field(default_factory=list)
     """Names of the syscalls it is in, oldest first; the model's own are not listed."""
 
@@ -87,6 +95,11 @@ class Process:
             return ProcessState.RUNNING if self.num_jobs_in_step else ProcessState.READY
         return ProcessState.WAITING if self.waits_in else ProcessState.RUNNING
 
+    @property
+    def num_pages(self) -> int:
+        """Pages that its contexts hold, a shared one counted in each."""
+        return sum(len(context.page_ids) for context in self.contexts.values())
+
     def child_seed(self) -> int:
         """The seed of its next child: a function of its own seed and the child's number."""
         self.num_children += 1
@@ -103,7 +116,7 @@ class Process:
         generating_s = usage.generating_s
         if self.generating_since is not None:
             generating_s += now - self.generating_since
-        num_pages = sum(len(context.page_ids) for context in self.contexts.values())
+        num_pages = self.num_pages
         num_shared = sum(context.num_pages_shared for context in self.contexts.values())
         return ProcessInfo(
             pid=self.pid,
@@ -126,4 +139,11 @@ class Process:
             num_contexts=len(self.contexts),
             num_syscalls=usage.num_syscalls,
             exit=self.exit,
+            tokens_recomputed=usage.tokens_recomputed,
+            tokens_swapped_in=usage.tokens_swapped_in,
+            minor_faults=usage.minor_faults,
+            page_s=usage.page_s,
+            pages_proportional=sum(
+                context.num_pages_proportional for context in self.contexts.values()
+            ),
         )

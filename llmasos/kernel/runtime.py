@@ -58,6 +58,7 @@ from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program, ProgramLoader
 from llmasos.kernel.sampling import derive_seed
 from llmasos.kernel.scheduler import Plan
+from llmasos.kernel.swap import Swap
 from llmasos.kernel.syscall import Call, Syscall, SyscallTable
 from llmasos.kernel.tokenizer import Tokenizer
 
@@ -121,8 +122,9 @@ class Runtime:
         options: KernelOptions | None = None,
         seed: int = 0,
         now: Callable[[], float] = time.time,
+        swap: Swap | None = None,
     ) -> None:
-        self.kernel = Kernel(core.info, options or KernelOptions(), now=now)
+        self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer
         self.grammars = GrammarCompiler(tokenizer)
         self.syscalls = syscalls
@@ -131,6 +133,7 @@ class Runtime:
         """What processes spawned from outside hold unless told otherwise."""
         self.now = now
         self._core = core
+        self._swap = swap
         self._programs = programs
         self._seed = seed
         self._num_spawned = 0
@@ -166,6 +169,8 @@ class Runtime:
             self._group = None
             self._engine_thread.shutdown()
             self._core.close()
+            if self._swap is not None:
+                self._swap.close()
 
     # --- processes
 
@@ -375,12 +380,14 @@ class Runtime:
         with anyio.CancelScope() as scope:
             frame = _Frame(scope, call.jobs)
             task.frames.append(frame)
+            began = process.waits_since = self.now()
             process.waits_in.append(name)
             try:
                 yield
             finally:
                 task.frames.remove(frame)
                 process.waits_in.remove(name)
+                self.kernel.pager.waits.record(name, self.now() - began)
         if frame.is_interrupted:
             if scope.cancelled_caught:
                 raise Interrupted(f"{name} was interrupted.")
@@ -478,7 +485,7 @@ class Runtime:
         with anyio.CancelScope(shield=True):
             try:
                 result = await loop.run_in_executor(
-                    self._engine_thread, self._core.execute, plan.step
+                    self._engine_thread, self.kernel.execute, self._core, plan
                 )
             except KernelBug:
                 raise

@@ -4,16 +4,17 @@ There is no prefill and no decode phase: every job has positions left to compute
 budget goes first to those that need just one (so a long prompt never stalls the others' replies), then
 to the rest in the policy's order, cut to what is left of the budget.
 
-Out of pages: contexts that no job works on give theirs up first, least recently used first; then the
-last jobs in the policy's order. So the first job in order always gets on, and only a context larger than
-the whole pool can fail. What a context gives up stays in the prefix index until somebody needs the page.
+Out of pages: contexts that no job works on give theirs up first, in the pager's order; then the last jobs
+in the policy's order. So the first job in order always gets on, and only a context larger than the whole
+pool can fail. What a context gives up stays in the prefix index until somebody needs the page, and then in
+swap. A job whose next pages are there has them loaded in a step of its own, and computes in the next.
 
 Two contexts that are about to compute the same page do not: the later one waits a step and finds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from llmasos.kernel.context import Context, PageCopy
 from llmasos.kernel.core import SequenceSlice, StepPlan
 from llmasos.kernel.errors import OutOfMemory, SyscallError
 from llmasos.kernel.jobs import Job
+from llmasos.kernel.pager import Moves, PageLoad, Pager
 from llmasos.kernel.pages import NodeId, PagePool
 
 
@@ -50,6 +52,12 @@ class Plan:
 
     step: StepPlan
     jobs: tuple[Job, ...]
+    moves: Moves = field(default_factory=Moves)
+
+    @property
+    def members(self) -> tuple[Job, ...]:
+        """Every job in the step: those that compute, then those that have pages loaded."""
+        return (*self.jobs, *(load.job for load in self.moves.loads))
 
 
 @dataclass(slots=True)
@@ -60,30 +68,34 @@ class _Draft:
     jobs: list[Job] = field(default_factory=list)
     slices: list[SequenceSlice] = field(default_factory=list)
     copies: list[PageCopy] = field(default_factory=list)
+    loads: list[PageLoad] = field(default_factory=list)
     pages_under_way: set[tuple[NodeId, tuple[int, ...]]] = field(default_factory=set)
 
 
 class Scheduler:
     """Makes plans. Holds no queue of its own: the kernel hands it the jobs that may run."""
 
-    def __init__(self, pool: PagePool, policy: Policy, *, step_tokens: int) -> None:
+    def __init__(self, pool: PagePool, policy: Policy, pager: Pager, *, step_tokens: int) -> None:
         self.policy = policy
         self.step_tokens = step_tokens
         self.num_preempted = 0
         self._pool = pool
+        self._pager = pager
 
-    def plan(self, jobs: Sequence[Job], idle: Iterable[Context]) -> Plan | None:
-        """A plan with at least one slice, or None if no job can get on.
+    def plan(self, jobs: Sequence[Job], idle: Sequence[Context]) -> Plan | None:
+        """A plan with at least one slice or load, or None if no job can get on.
 
-        Mutates page tables (reservations, evictions). A job that can never fit is failed with
+        `idle` are contexts to take pages from, the first to lose them last. Mutates page tables
+        (reservations, evictions). A job that can never fit is failed with
         `OutOfMemory`, one whose grammar breaks with its error; the caller looks for `is_done`.
         """
         order = self.policy.order(jobs)
-        idle = list(idle)
+        self._pager.begin_plan()
         while True:
             draft = self._draft(order, _Victims(order, idle))
-            if draft.jobs:
-                return Plan(StepPlan(tuple(draft.slices), tuple(draft.copies)), tuple(draft.jobs))
+            if draft.jobs or draft.loads:
+                step = StepPlan(tuple(draft.slices), tuple(draft.copies))
+                return Plan(step, tuple(draft.jobs), self._pager.moves(draft.loads))
             if order[0].is_done or not self._make_room(order[0]):
                 return None
 
@@ -99,12 +111,17 @@ class Scheduler:
         context = job.context
         if context.next_page_key(job.end_of_reuse) in draft.pages_under_way:
             return
-        num_tokens = min(job.num_remaining, draft.budget)
+        stored = self._pager.stored(context, job.end_of_reuse)
+        num_stored = sum(page.num_tokens for page in stored)
+        num_tokens = num_stored or min(job.num_remaining, draft.budget)
         copies = self._reserve(job, context.num_computed + num_tokens, draft, victims)
         if copies is None:
             return
         if (key := context.next_page_key(job.end)) is not None:
             draft.pages_under_way.add(key)
+        if stored:
+            draft.loads.append(self._pager.load(job, stored))
+            return
         draft.copies.extend(copies)
         try:
             draft.slices.append(_slice(job, num_tokens))
@@ -118,10 +135,10 @@ class Scheduler:
         self, job: Job, end: int, draft: _Draft, victims: _Victims
     ) -> list[PageCopy] | None:
         while (copies := job.context.reserve(end)) is None:
-            victim = victims.next_after(job, draft.jobs)
+            victim = victims.next_after(job, [*draft.jobs, *(load.job for load in draft.loads)])
             if victim is None:
                 return None
-            victim.drop_pages()
+            self._pager.park(victim)
             self.num_preempted += 1
         return copies
 
@@ -138,9 +155,8 @@ class Scheduler:
 class _Victims:
     """Contexts to take pages from, cheapest first."""
 
-    def __init__(self, order: Sequence[Job], idle: Iterable[Context]) -> None:
-        holding = [context for context in idle if context.page_ids]
-        self._idle = sorted(holding, key=lambda context: -context.last_used)
+    def __init__(self, order: Sequence[Job], idle: Sequence[Context]) -> None:
+        self._idle = list(idle)
         self._jobs = list(order)
         self._rank = {id(job): rank for rank, job in enumerate(order)}
 

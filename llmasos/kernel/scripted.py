@@ -162,10 +162,11 @@ class ScriptedCore:
         num_pages: int = 64,
         page_size: int = 4,
         context_length: int = 1024,
+        fingerprint: str = "scripted",
     ) -> None:
         self.info = CoreInfo(
             model="scripted",
-            fingerprint="scripted",
+            fingerprint=fingerprint,
             vocab_size=ByteTokenizer.vocab_size,
             context_length=context_length,
             page_size=page_size,
@@ -192,6 +193,16 @@ class ScriptedCore:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def read_page(self, page_id: PageId) -> bytes:
+        """See `Core.read_page`."""
+        return bytes(self._slots[page_id].data)
+
+    def write_page(self, page_id: PageId, content: bytes | bytearray | memoryview) -> None:
+        """See `Core.write_page`; raises `KernelBug` unless it is a page's worth."""
+        if len(content) != self.info.bytes_per_page:
+            raise KernelBug(f"a page of {len(content)} bytes was to be put back")
+        self._slots[page_id] = np.frombuffer(content, dtype=np.int64)
 
     def poison(self, page_ids: Iterable[PageId]) -> None:
         """Overwrite pages, as whoever owns them next would."""

@@ -13,6 +13,7 @@ from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.scheduler import Plan
 from llmasos.kernel.scripted import ByteTokenizer, ScriptedCore, hashed
+from llmasos.kernel.swap import Swap
 
 
 class FakeClock:
@@ -59,12 +60,15 @@ class Machine:
         step_tokens: int = 64,
         num_finished_kept: int = 1000,
         tokens_out: int | None = None,
+        swap: Swap | None = None,
+        clock: FakeClock | None = None,
     ) -> None:
         self.core = core or ScriptedCore(
             num_pages=num_pages, page_size=page_size, context_length=context_length
         )
         options = KernelOptions(step_tokens=step_tokens, num_finished_kept=num_finished_kept)
-        self.kernel = Kernel(self.core.info, options, now=FakeClock())
+        self.swap = swap
+        self.kernel = Kernel(self.core.info, options, now=clock or FakeClock(), swap=swap)
         self.tokenizer = ByteTokenizer()
         self.limits = Limits(tokens_out=tokens_out)
         self.chunks: dict[Any, list[Chunk]] = {}
@@ -145,7 +149,7 @@ class Machine:
         for piece in plan.step.slices:
             for page_id in piece.page_ids[piece.start // size : -(-piece.end // size)]:
                 assert self.kernel.pool.references(page_id) == 1
-        return self.core.execute(plan.step)
+        return self.kernel.execute(self.core, plan)
 
     def run(self) -> None:
         for _ in range(20_000):

@@ -140,6 +140,16 @@ class TorchCore:
             rows = self._logits(hidden, list(range(plan.num_tokens)))
         return tuple(torch.split(rows, [len(piece.tokens) for piece in plan.slices]))
 
+    def read_page(self, page_id: PageId) -> memoryview:
+        """See `Core.read_page`: a view where pages are in host memory."""
+        self._check_page(page_id)
+        return self._parts[1].page_bytes(page_id)
+
+    def write_page(self, page_id: PageId, content: bytes | bytearray | memoryview) -> None:
+        """See `Core.write_page`."""
+        self._check_page(page_id)
+        self._parts[1].write_page(page_id, content)
+
     def close(self) -> None:
         """Give weights and pages back. Idempotent; `execute` is a KernelBug afterwards."""
         self._decoder = None

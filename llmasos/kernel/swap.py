@@ -1,0 +1,331 @@
+"""The tiers below a core's pages: host memory for what is being written, then segment files on disk.
+
+A page is stored under its key, which names the model's fingerprint and every token from the first of the
+context to the last of the page; so a page that is found is the right one, of whichever process, and also
+after a restart. It comes back only if every byte of it is as it was written: a damaged, truncated, vanished
+or foreign page is one that was never stored, and is computed again.
+
+`put` copies nothing to disk itself: an I/O thread writes batches behind it. A disk that fills up or fails
+turns writing off, with a warning; what is stored already stays readable and the kernel goes on.
+
+`put` and `get` are the engine thread's, `has` and `status` anybody's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from llmasos.kernel.swap_files import (
+    HEADER_BYTES,
+    KEY_BYTES,
+    Buffer,
+    SegmentFolder,
+    Storage,
+    content_of,
+    header_of,
+    scan,
+    segment_name,
+    segment_number,
+)
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MAX_BYTES = 4 * 2**30
+MAX_PENDING_BYTES = 256 * 2**20
+"""Host memory for pages that wait to be written; beyond it the engine waits for the disk."""
+SEGMENTS = 16
+"""A full swap is about so many files: the oldest goes whole when room is needed."""
+MAX_SEGMENT_BYTES = 256 * 2**20
+PATIENCE_S = 1.0
+"""How long the engine waits for a disk that cannot keep up before it lets a page go."""
+
+
+def root_key(fingerprint: str, page_size: int, salt: str = "") -> bytes:
+    """Where the keys of one model's pages begin."""
+    name = repr((fingerprint, page_size, salt)).encode()
+    return hashlib.blake2b(name, digest_size=KEY_BYTES).digest()
+
+
+def page_key(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """The key of the page that holds these tokens (a full page's or fewer) after that parent."""
+    content = np.asarray(tokens, dtype="<i8").tobytes()
+    return hashlib.blake2b(content, digest_size=KEY_BYTES, key=parent).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class SwapStatus:
+    """What a swap holds and whether it still takes more."""
+
+    num_pages: int
+    num_bytes: int
+    max_bytes: int
+    num_written: int
+    num_read: int
+    num_bad: int
+    """Pages that were damaged or gone when they were wanted."""
+    warning: str
+    """Why nothing more is written; empty while all is well."""
+
+
+@dataclass(slots=True)
+class _Segment:
+    """One file: how long it is, what it holds, when it was last wanted."""
+
+    num_bytes: int = 0
+    keys: set[bytes] = field(default_factory=set)
+    last_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    segment: int
+    offset: int
+    num_bytes: int
+
+
+class Swap:
+    """Pages by key, in at most `max_bytes` of storage; least recently used segments go first."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        max_pending_bytes: int = MAX_PENDING_BYTES,
+        writer: Executor | None = None,
+    ) -> None:
+        """Read the index of what is stored. Blocks for one small read a page. `writer` runs the
+        writes, one at a time; None is a thread of its own."""
+        self._storage = storage
+        self._max_bytes = max_bytes
+        self._segment_bytes = min(MAX_SEGMENT_BYTES, max(max_bytes // SEGMENTS, 1))
+        self._max_pending = max_pending_bytes
+        self._writer = writer or ThreadPoolExecutor(1, thread_name_prefix="llmasos-swap")
+        self._changed = threading.Condition()
+        self._pending: dict[bytes, Buffer] = {}
+        self._pending_bytes = 0
+        self._is_draining = False
+        self._places: dict[bytes, _Place] = {}
+        self._segments: dict[int, _Segment] = {}
+        self._current: int | None = None
+        self._clock = 0
+        self._num_written = self._num_read = self._num_bad = 0
+        self._warning = ""
+        self._read_index()
+        self._next_segment = max(self._segments, default=0) + 1
+        self._make_room(0)
+
+    @classmethod
+    def in_folder(cls, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Swap:
+        """A swap of segment files there. Raises `ConfigError` where the folder cannot be made."""
+        return cls(SegmentFolder(folder), max_bytes=max_bytes)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether pages are still taken."""
+        return not self._warning
+
+    def has(self, key: bytes) -> bool:
+        """Whether `get` would look for the page; it may still turn out to be damaged."""
+        with self._changed:
+            return key in self._pending or key in self._places
+
+    def put(self, key: bytes, content: Buffer) -> None:
+        """Take a page, to be written behind the caller's back; `content` must not change any more.
+
+        Waits where the disk cannot keep up, and drops the page when that takes too long.
+        """
+        with self._changed:
+            if not self.is_writable or key in self._pending or key in self._places:
+                return
+            if not self._changed.wait_for(lambda: self._has_room(len(content)), PATIENCE_S):
+                return
+            if not self.is_writable:
+                return
+            self._pending[key] = content
+            self._pending_bytes += len(content)
+            must_start, self._is_draining = not self._is_draining, True
+        if must_start:
+            self._writer.submit(self._drain)
+
+    def get(self, key: bytes, num_bytes: int) -> Buffer | None:
+        """A page of this many bytes, every one checked, or None; then it is forgotten. Blocks."""
+        with self._changed:
+            content = self._pending.get(key)
+            place = self._places.get(key)
+            if content is None and place is None:
+                return None
+        if content is None and place is not None:
+            content = self._read(key, place)
+        with self._changed:
+            if content is not None and len(content) == num_bytes:
+                self._num_read += 1
+                return content
+            self._num_bad += 1
+            self._forget(key)
+            return None
+
+    def flush(self) -> None:
+        """Wait until what was put is written or given up. Blocks."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_draining)
+
+    def close(self) -> None:
+        """Write what waits and stop the I/O thread."""
+        self.flush()
+        self._writer.shutdown()
+
+    def clear(self) -> None:
+        """Forget and delete everything that is written; blocks."""
+        self.flush()
+        with self._changed:
+            for number in list(self._segments):
+                self._remove_segment(number)
+
+    @property
+    def status(self) -> SwapStatus:
+        """Counts, for people and tests."""
+        with self._changed:
+            return SwapStatus(
+                num_pages=len(self._places) + len(self._pending),
+                num_bytes=self._num_bytes + self._pending_bytes,
+                max_bytes=self._max_bytes,
+                num_written=self._num_written,
+                num_read=self._num_read,
+                num_bad=self._num_bad,
+                warning=self._warning,
+            )
+
+    # --- within: reading
+
+    def _read(self, key: bytes, place: _Place) -> memoryview | None:
+        try:
+            record = self._storage.read(segment_name(place.segment), place.offset, place.num_bytes)
+        except OSError as error:
+            _log.warning("A swapped page could not be read (%s); it is computed again.", error)
+            return None
+        with self._changed:
+            if (segment := self._segments.get(place.segment)) is not None:
+                segment.last_used = self._tick()
+        return content_of(record, key)
+
+    def _read_index(self) -> None:
+        """Files that cannot be read hold nothing; pages of other models are kept for their day."""
+        try:
+            names = self._storage.names()
+        except OSError as error:
+            self._turn_off(error)
+            return
+        for name in names:
+            number = segment_number(name)
+            segment = self._segments[number] = _Segment(last_used=self._tick())
+            try:
+                segment.num_bytes = self._storage.size(name)
+                for key, offset, num_bytes in scan(self._storage, name):
+                    self._record(key, _Place(number, offset, num_bytes))
+            except OSError as error:
+                _log.warning("The swap file %s could not be read (%s).", name, error)
+
+    # --- within: the writer's thread
+
+    def _drain(self) -> None:
+        while True:
+            with self._changed:
+                batch = list(self._pending.items())[:SEGMENTS]
+                if not batch:
+                    self._is_draining = False
+                    self._changed.notify_all()
+                    return
+            for key, content in batch:
+                self._write(key, content)
+
+    def _write(self, key: bytes, content: Buffer) -> None:
+        size = HEADER_BYTES + len(content)
+        place = None
+        if self.is_writable and size <= self._max_bytes:
+            try:
+                place = self._append(key, content, size)
+            except OSError as error:
+                self._turn_off(error)
+        with self._changed:
+            if self._pending.pop(key, None) is not None:
+                self._pending_bytes -= len(content)
+            if place is not None:
+                self._num_written += 1
+                self._record(key, place)
+            self._changed.notify_all()
+
+    def _append(self, key: bytes, content: Buffer, size: int) -> _Place:
+        with self._changed:
+            number = self._segment_for(size)
+            segment = self._segments[number]
+            offset, segment.num_bytes = segment.num_bytes, segment.num_bytes + size
+        self._storage.append(segment_name(number), (header_of(key, content), content))
+        return _Place(number, offset, size)
+
+    def _segment_for(self, size: int) -> int:
+        """The segment that takes the next record, a new one where the last is full."""
+        current = self._segments.get(self._current) if self._current is not None else None
+        if current is None or current.num_bytes + size > self._segment_bytes:
+            self._current = None
+            self._make_room(size)
+            self._current, self._next_segment = self._next_segment, self._next_segment + 1
+            self._segments[self._current] = _Segment()
+        else:
+            self._make_room(size)
+        self._segments[self._current].last_used = self._tick()  # type: ignore[index]
+        return self._current  # type: ignore[return-value]
+
+    # --- within: with the lock held
+
+    @property
+    def _num_bytes(self) -> int:
+        return sum(segment.num_bytes for segment in self._segments.values())
+
+    def _has_room(self, size: int) -> bool:
+        fits = self._pending_bytes + size <= self._max_pending
+        return fits or not self._pending or not self.is_writable
+
+    def _make_room(self, size: int) -> None:
+        """Delete least recently used segments, never the one being written, until `size` fits."""
+        while self._num_bytes + size > self._max_bytes:
+            old = [number for number in self._segments if number != self._current]
+            if not old:
+                return
+            self._remove_segment(min(old, key=lambda number: self._segments[number].last_used))
+
+    def _remove_segment(self, number: int) -> None:
+        segment = self._segments.pop(number)
+        if number == self._current:
+            self._current = None
+        for key in segment.keys:
+            del self._places[key]
+        try:
+            self._storage.remove(segment_name(number))
+        except OSError as error:
+            self._turn_off(error)
+
+    def _record(self, key: bytes, place: _Place) -> None:
+        if (segment := self._segments.get(place.segment)) is not None and key not in self._places:
+            self._places[key] = place
+            segment.keys.add(key)
+
+    def _forget(self, key: bytes) -> None:
+        if (place := self._places.pop(key, None)) is not None:
+            self._segments[place.segment].keys.discard(key)
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+    def _turn_off(self, error: OSError) -> None:
+        self._warning = f"swap takes no more pages: {error.strerror or error}"
+        _log.warning("Swap is off for new pages (%s); contexts are computed again instead.", error)

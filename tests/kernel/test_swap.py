@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmasos.kernel.errors import ConfigError
+from llmasos.kernel.swap import Swap, page_key, root_key
+from llmasos.kernel.swap_files import HEADER_BYTES, SegmentFolder
+from tests.kernel.swapping import AtOnce, Disk, Later
+
+SIZE = 64
+ROOT = root_key("model", 4)
+
+
+def key(number: int) -> bytes:
+    return page_key(ROOT, [number])
+
+
+def content(number: int) -> bytes:
+    return bytes([number % 256]) * SIZE
+
+
+def swap_on(disk: Disk, **options: object) -> Swap:
+    return Swap(disk, writer=AtOnce(), **options)  # type: ignore[arg-type]
+
+
+def test_what_is_put_comes_back_also_after_a_restart() -> None:
+    disk = Disk()
+    swap = swap_on(disk)
+    for number in range(5):
+        swap.put(key(number), content(number))
+    for again in (swap, swap_on(disk)):
+        assert [bytes(again.get(key(n), SIZE) or b"") for n in range(5)] == [
+            content(n) for n in range(5)
+        ]
+    assert swap.get(key(99), SIZE) is None
+
+
+def test_keys_tell_models_adapters_and_page_sizes_apart() -> None:
+    roots = {root_key("model", 4), root_key("other", 4), root_key("model", 8)}
+    assert len({*roots, root_key("model", 4, "adapter")}) == 4
+    assert page_key(ROOT, [1, 2]) != page_key(page_key(ROOT, [1]), [2])
+
+
+def test_a_page_that_waits_to_be_written_can_be_had_already() -> None:
+    later = Later()
+    swap = Swap(Disk(), writer=later)
+    swap.put(key(1), content(1))
+    assert swap.get(key(1), SIZE) == content(1)
+    assert swap.status.num_written == 0
+    later.run()
+    assert (swap.status.num_written, bytes(swap.get(key(1), SIZE) or b"")) == (1, content(1))
+
+
+def test_a_disk_that_cannot_keep_up_costs_pages_and_not_the_engine() -> None:
+    swap = Swap(Disk(), writer=Later(), max_pending_bytes=SIZE)
+    swap.put(key(1), content(1))
+    swap.put(key(2), content(2))
+    assert swap.has(key(1))
+    assert not swap.has(key(2))
+
+
+@given(st.data())
+def test_no_damage_to_a_file_gets_past_the_checks(data: st.DataObject) -> None:
+    disk = Disk()
+    swap = swap_on(disk)
+    for number in range(4):
+        swap.put(key(number), content(number))
+    name = data.draw(st.sampled_from(disk.names()))
+    file = disk.files[name]
+    how = data.draw(st.sampled_from(["flip", "cut", "zero", "vanish", "swap"]))
+    place = data.draw(st.integers(0, len(file) - 1))
+    if how == "flip":
+        file[place] ^= 1 << data.draw(st.integers(0, 7))
+    elif how == "cut":
+        del file[place:]
+    elif how == "zero":
+        file[place:] = bytes(len(file) - place)
+    elif how == "vanish":
+        disk.remove(name)
+    else:
+        record = HEADER_BYTES + SIZE
+        file[:record], file[record : 2 * record] = file[record : 2 * record], file[:record]
+    for again in (swap, swap_on(disk)):
+        for number in range(4):
+            found = again.get(key(number), SIZE)
+            assert found is None or bytes(found) == content(number)
+            assert found is not None or not again.has(key(number)), "it is asked for only once"
+
+
+def test_a_page_of_another_size_is_none() -> None:
+    swap = swap_on(Disk())
+    swap.put(key(1), content(1))
+    assert swap.get(key(1), SIZE + 1) is None
+    assert swap.status.num_bad == 1
+
+
+def test_a_full_disk_turns_writing_off_and_what_is_stored_stays(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk = Disk(capacity=3 * (SIZE + HEADER_BYTES) - 10)
+    swap = swap_on(disk)
+    for number in range(5):
+        swap.put(key(number), content(number))
+    assert [swap.has(key(n)) for n in range(5)] == [True, True, False, False, False]
+    assert "No space left" in swap.status.warning
+    assert "Swap is off" in caplog.text
+    assert bytes(swap_on(disk).get(key(1), SIZE) or b"") == content(1)
+    assert not swap_on(disk).has(key(2)), "the torn page is not in the index"
+
+
+def test_a_disk_that_cannot_be_read_has_no_pages() -> None:
+    disk = Disk()
+    swap = swap_on(disk)
+    swap.put(key(1), content(1))
+    disk.read_error = OSError(errno.EIO, "Input/output error")
+    assert swap.get(key(1), SIZE) is None
+    assert not swap_on(disk).has(key(1))
+
+
+def test_the_least_recently_used_segment_goes_when_there_is_no_room() -> None:
+    record = SIZE + HEADER_BYTES
+    swap = swap_on(Disk(), max_bytes=4 * record)
+    for number in range(4):
+        swap.put(key(number), content(number))
+    swap.get(key(0), SIZE)
+    swap.put(key(4), content(4))
+    assert [swap.has(key(n)) for n in range(5)] == [True, False, True, True, True]
+    assert swap.status.num_bytes <= 4 * record
+
+
+def test_a_page_larger_than_the_swap_is_let_go() -> None:
+    swap = swap_on(Disk(), max_bytes=10)
+    swap.put(key(1), content(1))
+    assert not swap.has(key(1))
+    assert swap.is_writable
+
+
+def test_segments_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path) -> None:
+    swap = Swap.in_folder(tmp_path / "swap")
+    for number in range(50):
+        swap.put(key(number), content(number))
+    swap.close()
+    assert (tmp_path / "swap").stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in (tmp_path / "swap").iterdir())
+    again = Swap.in_folder(tmp_path / "swap")
+    assert [bytes(again.get(key(n), SIZE) or b"") for n in range(50)] == [
+        content(n) for n in range(50)
+    ]
+    again.clear()
+    assert not os.listdir(tmp_path / "swap")
+    again.close()
+
+
+def test_files_that_are_not_segments_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    swap = Swap(SegmentFolder(tmp_path), max_bytes=1, writer=AtOnce())
+    swap.clear()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_swap_folder_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="swap folder"):
+        Swap.in_folder(tmp_path / "file" / "swap")
