@@ -237,6 +237,22 @@ class ProcessInfo:
     num_contexts: int
     num_syscalls: int
     exit: ExitStatus | None
+    group: str = ""
+    """Path of the group it is in; empty for the root group."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A group of processes and what it has used, its subgroups and finished processes included."""
+
+    path: str
+    """Empty for the root group."""
+    weight: int
+    num_processes: int
+    """Live ones in the group itself."""
+    tokens_computed: int
+    tokens_out: int
+    model_s: float
 
 
 @dataclass(frozen=True, slots=True)
