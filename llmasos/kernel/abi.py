@@ -247,6 +247,22 @@ class ProcessInfo:
     """Pages held, times the seconds they were held."""
     pages_proportional: float = 0.0
     """Its pages, each divided by how many contexts hold it: summed over `ps` they are those held."""
+    group: str = ""
+    """Path of the group it is in; empty for the root group."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A group of processes and what it has used, its subgroups and finished processes included."""
+
+    path: str
+    """Empty for the root group."""
+    weight: int
+    num_processes: int
+    """Live ones in the group itself."""
+    tokens_computed: int
+    tokens_out: int
+    model_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from llmasos.kernel.abi import (
     Capabilities,
     ContextId,
     ExitStatus,
+    GroupInfo,
     KernelStatus,
     Limits,
     Pid,
@@ -34,12 +35,14 @@ from llmasos.kernel.errors import (
     OutOfMemory,
     SyscallError,
 )
+from llmasos.kernel.groups import Group, GroupTree
 from llmasos.kernel.jobs import Job, ScoreJob
 from llmasos.kernel.pager import PageLoad, Pager
 from llmasos.kernel.pages import PagePool
+from llmasos.kernel.policies import FairShare, Policy
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program
-from llmasos.kernel.scheduler import FirstComeFirstServed, Plan, Policy, Scheduler, too_large
+from llmasos.kernel.scheduler import Plan, Scheduler, too_large
 from llmasos.kernel.swap import Swap
 
 RATE_WINDOW_S = 5.0
@@ -51,10 +54,17 @@ class KernelOptions:
 
     step_tokens: int = 256
     """Positions computed in one step at most: smaller is smoother, larger prefills faster."""
+    max_sequences: int = 32
+    """Contexts in one step at most; who is among them is the policy's decision."""
+    target_step_s: float = 0.05
+    """While an interactive process lives, prompts are cut so that a step takes no longer than this."""
+    residence_tokens: int = 256
+    """When not all contexts fit into memory, what a process computes at least before another's turn."""
     max_processes: int = 4096
     num_finished_kept: int = 1000
     """Records of finished processes that `ps --all` still shows."""
-    policy: Policy = field(default_factory=FirstComeFirstServed)
+    policy: Policy = field(default_factory=FairShare)
+    """Of this kernel alone: policies keep accounts."""
 
 
 class Kernel:
@@ -73,7 +83,16 @@ class Kernel:
         self.options = options
         self.pool = PagePool(info.num_pages, info.page_size, fingerprint=info.fingerprint)
         self.pager = Pager(self.pool, info, swap, step_tokens=step_tokens, now=now)
-        self.scheduler = Scheduler(self.pool, options.policy, self.pager, step_tokens=step_tokens)
+        self.scheduler = Scheduler(
+            self.pool,
+            options.policy,
+            self.pager,
+            step_tokens=step_tokens,
+            max_sequences=options.max_sequences,
+            target_step_s=options.target_step_s,
+            residence_tokens=options.residence_tokens,
+        )
+        self.groups = GroupTree()
         self.processes: dict[Pid, Process] = {}
         self.num_steps = 0
         self.num_tokens_computed = 0
@@ -115,8 +134,13 @@ class Kernel:
         limits: Limits,
         nice: int,
         seed: int,
+        group: str | None = None,
+        is_interactive: bool = False,
     ) -> Process:
-        """A new process with nothing in it; raises `OutOfMemory` when there are too many."""
+        """A new process with nothing in it, in its parent's group unless told otherwise.
+
+        Raises `OutOfMemory` when there are too many, `InvalidArguments` for a group that is none.
+        """
         if sum(process.exit is None for process in self.processes.values()) >= (
             self.options.max_processes
         ):
@@ -132,7 +156,10 @@ class Kernel:
             nice=nice,
             seed=seed,
             started_at=self._now(),
+            group=self._group_of(ppid) if group is None else self.groups.open(group),
+            is_interactive=is_interactive,
         )
+        self.groups.enter(process.group)
         self._next_pid += 1
         self.processes[process.pid] = process
         return process
@@ -174,6 +201,7 @@ class Kernel:
         for context in process.contexts.values():
             self._free(context)
         process.contexts.clear()
+        self.groups.leave(process.group)
         for child in self.children(pid):
             child.ppid = KERNEL_PID
             if child.exit is not None:
@@ -292,7 +320,9 @@ class Kernel:
         for job in self._runnable():
             self._reuse(job)
         while plan is None and (jobs := self._runnable()):
-            plan = self.scheduler.plan(jobs, self.pager.by_cost(self._idle_contexts()))
+            plan = self.scheduler.plan(
+                jobs, self.pager.by_cost(self._idle_contexts()), is_watched=self._is_watched()
+            )
             failed = [job for job in jobs if job.is_done]
             if plan is None and not failed:
                 raise KernelBug("there is work, but none of it can get on")
@@ -315,10 +345,16 @@ class Kernel:
         now = self._now()
         num_sampled = 0
         for job, piece, answer in zip(plan.jobs, plan.step.slices, result.slices, strict=True):
-            job.process.usage.model_s += elapsed_s * len(piece.tokens) / plan.step.num_tokens
-            num_sampled += self._take_in(job, piece, answer, now)
+            model_s = elapsed_s * len(piece.tokens) / plan.step.num_tokens
+            job.process.usage.model_s += model_s
+            arrived = self._take_in(job, piece, answer, now)
+            job.process.group.charge(
+                tokens_computed=len(piece.tokens), tokens_out=arrived, model_s=model_s
+            )
+            num_sampled += arrived
         for load, num_loaded in zip(loads, result.loaded, strict=True):
             self._land(load, num_loaded, now)
+        self.scheduler.commit(plan, elapsed_s)
         self.num_steps += 1
         self._recent.append((now, num_sampled))
         self._charge_pages()
@@ -360,6 +396,10 @@ class Kernel:
             if all or not process.reaped
         ]
 
+    def group_infos(self) -> list[GroupInfo]:
+        """Every group, the root first, each before its subgroups."""
+        return self.groups.infos()
+
     def status(self) -> KernelStatus:
         """The whole machine at a glance."""
         now = self._now()
@@ -394,6 +434,7 @@ class Kernel:
         charged = sum(process.usage.tokens_computed for process in self.processes.values())
         if charged + self._charged_to_forgotten != self.num_tokens_computed:
             raise KernelBug("tokens charged differ from tokens computed")
+        self.groups.check_integrity(self.num_tokens_computed)
         busy = [job.context for job in self._jobs]
         if len(busy) != len(set(map(id, busy))) or not all(context.busy for context in busy):
             raise KernelBug("two jobs work on one context, or one on a context that is not busy")
@@ -506,6 +547,15 @@ class Kernel:
             for context in process.contexts.values():
                 if not context.busy or process.stopped:
                     yield process, context
+
+    def _is_watched(self) -> bool:
+        return any(
+            process.is_interactive and process.exit is None and not process.stopped
+            for process in self.processes.values()
+        )
+
+    def _group_of(self, pid: Pid) -> Group:
+        return self.groups.root if pid == KERNEL_PID else self.process(pid).group
 
     def _all_contexts(self) -> Iterator[Context]:
         for process in self.processes.values():

@@ -16,6 +16,7 @@ from llmasos.kernel.abi import (
     ProcessState,
 )
 from llmasos.kernel.context import Context
+from llmasos.kernel.groups import Group, Turn
 from llmasos.kernel.program import Program
 from llmasos.kernel.sampling import derive_seed
 
@@ -58,9 +59,13 @@ class Process:
     limits: Limits
     seed: int
     started_at: float
+    group: Group
 
     ppid: Pid
     nice: int = 0
+    is_interactive: bool = False
+    """Somebody waits for it at a terminal; policies and the step's size take note."""
+    turn: Turn = field(default_factory=Turn)
     contexts: dict[ContextId, Context] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     exit: ExitStatus | None = None
@@ -146,4 +151,5 @@ class Process:
             pages_proportional=sum(
                 context.num_pages_proportional for context in self.contexts.values()
             ),
+            group=self.group.path,
         )

@@ -31,6 +31,7 @@ from llmasos.kernel.abi import (
     Capabilities,
     Chunk,
     ExitStatus,
+    GroupInfo,
     KernelStatus,
     Limits,
     Pid,
@@ -186,11 +187,15 @@ class Runtime:
         nice: int = 0,
         seed: int | None = None,
         stdin: bool = False,
+        group: str | None = None,
+        interactive: bool | None = None,
     ) -> Pid:
         """Start a process and return its pid at once.
 
         Without `stdin`, the process reads the end of file. A child's capabilities must come from the
-        caller already attenuated. Raises `NoSuchApp`, `InvalidArguments`, `OutOfMemory`.
+        caller already attenuated. `group` is a path such as `batch/nightly`, by default its parent's
+        group. `interactive` (somebody waits at a terminal) is by default whether it has `stdin`.
+        Raises `NoSuchApp`, `InvalidArguments`, `OutOfMemory`.
         """
         loaded = self._programs(program) if isinstance(program, str) else program
         loaded.check(params)
@@ -203,6 +208,8 @@ class Runtime:
             limits=limits or Limits(),
             nice=nice,
             seed=self._child_seed(ppid) if seed is None else seed,
+            group=group,
+            is_interactive=stdin if interactive is None else interactive,
         )
         self._start(process, Input(is_open=stdin))
         return process.pid
@@ -262,6 +269,18 @@ class Runtime:
         if not -20 <= nice <= 19:
             raise InvalidArguments("Niceness goes from -20 to 19.")
         self.kernel.live(pid).nice = nice
+
+    def set_interactive(self, pid: Pid, interactive: bool) -> None:
+        """Bring a process to the foreground, where its work goes before batch work, or take it back."""
+        self.kernel.live(pid).is_interactive = interactive
+
+    def set_group_weight(self, path: str, weight: int) -> None:
+        """Give a group its weight among its siblings: 1 to 10000, by default 100."""
+        self.kernel.groups.set_weight(path, weight)
+
+    def groups(self) -> list[GroupInfo]:
+        """See `Kernel.group_infos`."""
+        return self.kernel.group_infos()
 
     def ps(self, *, all: bool = False) -> list[ProcessInfo]:
         """See `Kernel.ps`."""

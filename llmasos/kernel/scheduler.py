@@ -1,8 +1,12 @@
 """Which tokens of which contexts are computed next: `plan()`.
 
-There is no prefill and no decode phase: every job has positions left to compute, and the step's token
-budget goes first to those that need just one (so a long prompt never stalls the others' replies), then
-to the rest in the policy's order, cut to what is left of the budget.
+There is no prefill and no decode phase: every job has positions left to compute. The policy's order says who
+is in the step, up to a number of sequences and of tokens. A token is kept back for each reply that goes on
+(so a long prompt never stalls the others' replies); the rest goes to prompts, cut to what is left.
+
+While somebody watches (an interactive process lives), prompts get no more of a step than lets it end in
+`target_step_s`, by the core's measured pace: a reply keeps its inter-token time and a question is
+taken up soon. An interactive process's own prompt may fill the step where no interactive reply would stall.
 
 Out of pages: contexts that no job works on give theirs up first, in the pager's order; then the last jobs
 in the policy's order. So the first job in order always gets on, and only a context larger than the whole
@@ -16,34 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from llmasos.kernel.context import Context, PageCopy
 from llmasos.kernel.core import SequenceSlice, StepPlan
 from llmasos.kernel.errors import OutOfMemory, SyscallError
 from llmasos.kernel.jobs import Job
+from llmasos.kernel.pace import Pace
 from llmasos.kernel.pager import Moves, PageLoad, Pager
 from llmasos.kernel.pages import NodeId, PagePool
+from llmasos.kernel.policies import Policy
+from llmasos.kernel.working_set import WorkingSet
 
-
-class Policy(Protocol):
-    """Who goes first. Must be deterministic."""
-
-    name: str
-
-    def order(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs, most urgent first."""
-        ...
-
-
-class FirstComeFirstServed:
-    """By niceness, then by arrival."""
-
-    name = "fcfs"
-
-    def order(self, jobs: Sequence[Job]) -> list[Job]:
-        """See `Policy.order`."""
-        return sorted(jobs, key=lambda job: (job.process.nice, job.serial))
+MIN_PROMPT_TOKENS = 8
+"""Prompts get at least this much of a step, however slow the core: they must get on too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +51,11 @@ class Plan:
 
 @dataclass(slots=True)
 class _Draft:
-    """A plan in the making."""
+    """A plan in the making: what is left of it, and what is in it."""
 
-    budget: int
+    num_sequences: int
+    num_tokens: int
+    num_prompt_tokens: int
     jobs: list[Job] = field(default_factory=list)
     slices: list[SequenceSlice] = field(default_factory=list)
     copies: list[PageCopy] = field(default_factory=list)
@@ -75,45 +66,82 @@ class _Draft:
 class Scheduler:
     """Makes plans. Holds no queue of its own: the kernel hands it the jobs that may run."""
 
-    def __init__(self, pool: PagePool, policy: Policy, pager: Pager, *, step_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        policy: Policy,
+        pager: Pager,
+        *,
+        step_tokens: int,
+        max_sequences: int = 32,
+        target_step_s: float = 0.05,
+        residence_tokens: int = 256,
+    ) -> None:
         self.policy = policy
         self.step_tokens = step_tokens
+        self.max_sequences = max_sequences
         self.num_preempted = 0
         self._pool = pool
         self._pager = pager
+        self._pace = Pace(target_s=target_step_s)
+        self._working_set = WorkingSet(pool, residence_tokens=residence_tokens)
 
-    def plan(self, jobs: Sequence[Job], idle: Sequence[Context]) -> Plan | None:
+    def plan(
+        self, jobs: Sequence[Job], idle: Sequence[Context], *, is_watched: bool = False
+    ) -> Plan | None:
         """A plan with at least one slice or load, or None if no job can get on.
 
         `idle` are contexts to take pages from, the first to lose them last. Mutates page tables
         (reservations, evictions). A job that can never fit is failed with
         `OutOfMemory`, one whose grammar breaks with its error; the caller looks for `is_done`.
         """
-        order = self.policy.order(jobs)
+        order, waiting = self._working_set.split(self.policy.order(jobs, self.step_tokens))
         self._pager.begin_plan()
         while True:
-            draft = self._draft(order, _Victims(order, idle))
+            draft = self._draft(order, _Victims([*order, *waiting], idle), is_watched)
             if draft.jobs or draft.loads:
                 step = StepPlan(tuple(draft.slices), tuple(draft.copies))
                 return Plan(step, tuple(draft.jobs), self._pager.moves(draft.loads))
             if order[0].is_done or not self._make_room(order[0]):
                 return None
 
-    def _draft(self, order: Sequence[Job], victims: _Victims) -> _Draft:
-        draft = _Draft(self.step_tokens)
-        for job in _one_token_first(order):
-            if draft.budget == 0:
+    def commit(self, plan: Plan, elapsed_s: float) -> None:
+        """Charge a step that was computed, and learn from the time it took."""
+        for job, piece in zip(plan.jobs, plan.step.slices, strict=True):
+            self.policy.charge(job, len(piece.tokens))
+        self._pace.observe(plan.step, elapsed_s)
+
+    def _draft(self, order: Sequence[Job], victims: _Victims, is_watched: bool) -> _Draft:
+        prompt_tokens = self._prompt_tokens(order, is_watched)
+        draft = _Draft(self.max_sequences, self.step_tokens, prompt_tokens)
+        for job in order:
+            if draft.num_sequences == 0 or draft.num_tokens == 0:
                 break
             self._admit(job, draft, victims)
         return draft
 
+    def _prompt_tokens(self, order: Sequence[Job], is_watched: bool) -> int:
+        """Tokens of this step that may go to prompts."""
+        num_replies = sum(job.num_remaining == 1 for job in order)
+        most = max(self.step_tokens - min(num_replies, self.max_sequences), 1)
+        if not is_watched:
+            return most
+        paced = self._pace.prompt_tokens(at_least=min(MIN_PROMPT_TOKENS, most), at_most=most)
+        batch = order[: self.max_sequences]
+        watched = [job.num_remaining for job in batch if job.process.is_interactive]
+        return paced if 1 in watched else min(max(sum(watched), paced), most)
+
     def _admit(self, job: Job, draft: _Draft, victims: _Victims) -> None:
         context = job.context
-        if context.next_page_key(job.end_of_reuse) in draft.pages_under_way:
+        is_prompt = job.num_remaining > 1
+        num_tokens = min(job.num_remaining, draft.num_tokens)
+        if is_prompt:
+            num_tokens = min(num_tokens, draft.num_prompt_tokens)
+        if not num_tokens or context.next_page_key(job.end_of_reuse) in draft.pages_under_way:
             return
         stored = self._pager.stored(context, job.end_of_reuse)
         num_stored = sum(page.num_tokens for page in stored)
-        num_tokens = num_stored or min(job.num_remaining, draft.budget)
+        num_tokens = num_stored or num_tokens
         copies = self._reserve(job, context.num_computed + num_tokens, draft, victims)
         if copies is None:
             return
@@ -129,7 +157,9 @@ class Scheduler:
             job.fail(error)
             return
         draft.jobs.append(job)
-        draft.budget -= num_tokens
+        draft.num_sequences -= 1
+        draft.num_tokens -= num_tokens
+        draft.num_prompt_tokens -= num_tokens if is_prompt else 0
 
     def _reserve(
         self, job: Job, end: int, draft: _Draft, victims: _Victims
@@ -171,10 +201,6 @@ class _Victims:
             if victim.context.page_ids and victim not in planned:
                 return victim.context
         return None
-
-
-def _one_token_first(order: Sequence[Job]) -> list[Job]:
-    return sorted(order, key=lambda job: job.num_remaining > 1)
 
 
 def _slice(job: Job, num_tokens: int) -> SequenceSlice:

@@ -62,19 +62,22 @@ class Machine:
         tokens_out: int | None = None,
         swap: Swap | None = None,
         clock: FakeClock | None = None,
+        **options: Any,
     ) -> None:
         self.core = core or ScriptedCore(
             num_pages=num_pages, page_size=page_size, context_length=context_length
         )
-        options = KernelOptions(step_tokens=step_tokens, num_finished_kept=num_finished_kept)
+        kernel_options = KernelOptions(
+            step_tokens=step_tokens, num_finished_kept=num_finished_kept, **options
+        )
         self.swap = swap
-        self.kernel = Kernel(self.core.info, options, now=clock or FakeClock(), swap=swap)
+        self.kernel = Kernel(self.core.info, kernel_options, now=clock or FakeClock(), swap=swap)
         self.tokenizer = ByteTokenizer()
         self.limits = Limits(tokens_out=tokens_out)
         self.chunks: dict[Any, list[Chunk]] = {}
         self.processes: list[Process] = []
 
-    def spawn(self, ppid: Any = KERNEL_PID) -> Process:
+    def spawn(self, ppid: Any = KERNEL_PID, *, nice: int = 0, **options: Any) -> Process:
         process = self.kernel.create_process(
             NoProgram(),
             {},
@@ -82,8 +85,9 @@ class Machine:
             title="",
             capabilities=Capabilities(),
             limits=self.limits,
-            nice=0,
+            nice=nice,
             seed=len(self.processes),
+            **options,
         )
         self.processes.append(process)
         return process
