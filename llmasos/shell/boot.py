@@ -22,6 +22,7 @@ from llmasos.shell.settings import Settings, load_settings
 if TYPE_CHECKING:
     from llmasos.kernel.core import Core
     from llmasos.kernel.runtime import Runtime
+    from llmasos.kernel.swap import Swap
     from llmasos.kernel.tokenizer import Tokenizer
 
 
@@ -62,15 +63,17 @@ async def booted(
     """A kernel with these settings, the home locked meanwhile. Raises `ConfigError`."""
     with kernel_lock(settings.home):
         load = functools.partial(_load, settings)
-        core, tokenizer = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
-        async with _runtime(settings, core, tokenizer, os.path.abspath(root)) as runtime:
+        loaded = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
+        async with _runtime(settings, *loaded, os.path.abspath(root)) as runtime:
             yield runtime
 
 
-def _load(settings: Settings) -> tuple[Core, Tokenizer]:
-    """The model's core and tokenizer. Blocks for as long as reading the weights takes."""
+def _load(settings: Settings) -> tuple[Core, Tokenizer, Swap | None]:
+    """The model's core, its tokenizer, and its swap unless that is off. Blocks for as long as
+    reading the weights takes."""
     from llmasos.kernel.cores.torch_core import TorchCore
     from llmasos.kernel.models import ModelKind, ModelStore
+    from llmasos.kernel.swap import Swap
 
     model = ModelStore(settings.home / "models").open(settings.model)
     if model.kind is not ModelKind.DECODER:
@@ -89,10 +92,15 @@ def _load(settings: Settings) -> tuple[Core, Tokenizer]:
         max_context=settings.max_context,
         cache_path=cache / "self-checks.json",
     )
-    return core, model.load_tokenizer()
+    swap = None
+    if settings.swap:
+        swap = Swap.in_folder(settings.home / "swap", max_bytes=settings.swap)
+    return core, model.load_tokenizer(), swap
 
 
-def _runtime(settings: Settings, core: Core, tokenizer: Tokenizer, root: str) -> Runtime:
+def _runtime(
+    settings: Settings, core: Core, tokenizer: Tokenizer, swap: Swap | None, root: str
+) -> Runtime:
     from llmasos.apps.builtin import load_builtin
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
@@ -109,4 +117,5 @@ def _runtime(settings: Settings, core: Core, tokenizer: Tokenizer, root: str) ->
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),
         options=options,
+        swap=swap,
     )

@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """Tokens a context may have, where that is less than the model's own window."""
     step_tokens: int | None = Field(None, ge=1, le=65536)
     """Tokens a step computes at most; None takes the kernel's own default."""
+    swap: ByteSize = Field(ByteSize(4 * 1024**3), ge=0)
+    """Disk for pages that memory has no room for, such as `4GiB`; 0 is none."""
 
     @field_validator("dtype", mode="before")
     @classmethod
