@@ -385,10 +385,13 @@ async def test_a_kernel_bug_stops_the_kernel_loudly() -> None:
     async def main(port: Port, params: Mapping[str, Any]) -> None:
         await port.syscall("test.bug", {})
 
-    with pytest.raises(KernelBug, match="an invariant is broken"):
+    async def boot_and_wait() -> None:
         async with booted() as runtime:
             await runtime.spawn(FunctionProgram(main))
             await anyio.sleep_forever()
+
+    with pytest.raises(KernelBug, match="an invariant is broken"):
+        await boot_and_wait()
 
 
 async def test_leaving_kills_what_is_left() -> None:
