@@ -74,6 +74,8 @@ class Costs:
     page_size: int
     compute: Line = field(default_factory=lambda: Line(prior=1e-3))
     load: Line = field(default_factory=lambda: Line(prior=1e-3))
+    is_loading_forced: bool = False
+    """Load whatever is stored, however little; for measuring."""
 
     def compute_s(self, num_tokens: int) -> float:
         """Seconds to compute positions, in as many steps as that takes."""
@@ -85,6 +87,9 @@ class Costs:
 
     def is_loading_cheaper(self, num_tokens: int) -> bool:
         """Whether to load these positions and not compute them."""
+        return self.is_loading_forced or self._pays(num_tokens)
+
+    def _pays(self, num_tokens: int) -> bool:
         return self.load_s(num_tokens) < self.compute_s(num_tokens)
 
     def return_s(self, num_tokens: int, *, can_load: bool) -> float:
@@ -96,11 +101,11 @@ class Costs:
     def crossover_tokens(self) -> int | None:
         """The fewest positions that are loaded rather than computed; None if it never pays."""
         sizes = (2**power for power in range(17))
-        upper = next((size for size in sizes if self.is_loading_cheaper(size)), None)
+        upper = next((size for size in sizes if self._pays(size)), None)
         if upper is None:
             return None
         lower = upper // 2 + 1
-        return next(n for n in range(lower, upper + 1) if self.is_loading_cheaper(n))
+        return next(n for n in range(lower, upper + 1) if self._pays(n))
 
     @property
     def loads_per_step(self) -> int:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from tests.kernel.swapping import Disk, swapping_machine
-from tests.kernel.test_kernel_machine import KernelMachine
+from tests.kernel.test_kernel_machine import PROMPTS, KernelMachine
+
+SHARES = st.floats(0, 1, exclude_max=True)
 
 
 class SwapKernelMachine(KernelMachine):
@@ -32,36 +34,46 @@ class SwapKernelMachine(KernelMachine):
         )
         self.kernel = self.machine.kernel
 
-    @rule(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-    def flip_a_bit_in_every_file(self, place: float, bit: int) -> None:
-        for file in self.disk.files.values():
-            if file:
-                file[int(place * len(file))] ^= 1 << bit
+    @rule(data=st.data(), prompts=st.lists(PROMPTS, min_size=1, max_size=4))
+    def crowd(self, data: st.DataObject, prompts: list[str]) -> None:
+        """Newcomers who talk, so that there is never memory for all."""
+        for prompt in prompts:
+            self.generate(self.spawn(prompt), data, max_tokens=8)
+        self.work(12)
 
-    @rule(share=st.floats(0, 1))
-    def cut_every_file(self, share: float) -> None:
-        for file in self.disk.files.values():
-            del file[int(share * len(file)) :]
-
-    @rule()
-    def lose_a_file(self) -> None:
-        for name in self.disk.names()[:1]:
-            self.disk.remove(name)
-
-    @rule(more=st.integers(0, 300))
-    def fill_the_disk(self, more: int) -> None:
-        self.disk.capacity = sum(map(len, self.disk.files.values())) + more
-
-    @rule(fails=st.booleans())
-    def reading_fails(self, fails: bool) -> None:
-        self.disk.read_error = OSError(5, "Input/output error") if fails else None
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def everyone_goes_on(self, data: st.DataObject, share: float) -> None:
+        """Contexts that were parked meanwhile are wanted back."""
+        for process in self.machine.processes:
+            if process.exit is None:
+                self.generate(process, data, max_tokens=2)
+        self.work(int(30 * share))
 
     @rule()
-    def park_everyone_idle(self) -> None:
+    def everyone_idle_is_parked(self) -> None:
         if self.flight is None:
             for _, context in list(self.kernel._idle_contexts()):
                 self.kernel.pager.park(context)
 
+    @rule(how=st.sampled_from(["flip", "cut", "lose", "fill", "fail", "mend"]), place=SHARES)
+    def the_disk_misbehaves(self, how: str, place: float) -> None:
+        disk = self.disk
+        for name in disk.names():
+            file = disk.files[name]
+            if how == "flip" and file:
+                file[int(place * len(file))] ^= 1 << int(place * 100) % 8
+            elif how == "cut":
+                del file[int(place * len(file)) :]
+            elif how == "lose" and place < 0.5:
+                disk.remove(name)
+        if how == "fill":
+            disk.capacity = sum(map(len, disk.files.values())) + int(300 * place)
+        if how in ("fail", "mend"):
+            disk.read_error = OSError(5, "Input/output error") if how == "fail" else None
 
-TestSwapKernelMachine = SwapKernelMachine.TestCase
-TestSwapKernelMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+def test_no_history_and_no_disk_changes_what_anybody_says() -> None:
+    run_state_machine_as_test(
+        SwapKernelMachine,
+        settings=settings(max_examples=60, stateful_step_count=30, deadline=None),
+    )

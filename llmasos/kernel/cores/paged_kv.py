@@ -182,7 +182,8 @@ class PagedKV:
         if len(blob) != self.bytes_per_page:
             raise KernelBug(f"a blob of {len(blob)} bytes for pages of {self.bytes_per_page}")
         content = np.frombuffer(blob, dtype=np.uint8)
-        self._page(page_id).copy_(torch.from_numpy(content.copy()))
+        owned = content if content.flags.writeable else content.copy()  # torch wants it writable
+        self._page(page_id).copy_(torch.from_numpy(owned))
 
     def _page(self, page_id: PageId) -> torch.Tensor:
         if not 0 <= page_id < self.num_pages:

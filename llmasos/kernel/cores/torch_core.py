@@ -148,7 +148,8 @@ class TorchCore:
     def write_page(self, page_id: PageId, content: bytes | bytearray | memoryview) -> None:
         """See `Core.write_page`."""
         self._check_page(page_id)
-        self._parts[1].write_page(page_id, content)
+        with _engine_mode(self._num_threads):
+            self._parts[1].write_page(page_id, content)
 
     def close(self) -> None:
         """Give weights and pages back. Idempotent; `execute` is a KernelBug afterwards."""
