@@ -11,6 +11,7 @@ set stays.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,63}")
 class Turn:
     """Where a competitor stands among its siblings; written by the policy alone."""
 
-    virtual_time: float = 0.0
-    """Tokens it was given, divided by its weight (in units of the default weight)."""
+    virtual_time: float = -math.inf
+    """Tokens it was given, over its weight in units of the default weight; from its siblings' clock on."""
     round: int = -1
     """The latest ordering in which it had work."""
 

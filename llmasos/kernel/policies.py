@@ -7,14 +7,16 @@ cuts prompts into chunks; the scheduler does. One policy object serves one kerne
 What is charged is tokens computed, not seconds: tokens are conserved (law 7), come out the same on every
 run and machine, and do not depend on who shared the batch, where a share of a step's seconds does. Tokens
 found in the prefix index are free, so sharing a prefix pays; tokens computed again after an
-eviction are charged, since the model worked for them.
+eviction are charged, since the model worked for them. A place in the batch is charged a few tokens more:
+a reply's token costs the model several times what a token of a prompt does.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,22 +110,26 @@ class _Competitor:
 class FairShare:
     """Weighted fair share of groups, and within a group program-level service; the default.
 
-    Each competitor has a virtual time: tokens it was given over its weight, for the whole of its life. The
-    lowest goes first. Within a step every pick counts at once, so that one step is shared out too.
+    Each competitor has a virtual time: what it was charged over its weight, for the whole of its life.
+    Among groups the lowest goes first, and every pick within a step counts at once, so that one step
+    is shared out too.
 
-    A process that starts or wakes from waiting stands at most `credit_tokens` before its group's clock. So
-    one that has had little goes ahead of those that have had much (least attained service, as
-    Autellix serves programs), up to that credit; beyond it all share alike. Groups get no such
-    credit: their shares are exact.
+    A process that starts or wakes from waiting stands at most `credit_tokens` before the clock of its
+    group. So one that has had little goes ahead of those that have had much, up to that credit. As in
+    Autellix, who have had about the same are in one queue, in the order of their arrival, since of
+    equals the first had better end first: `quantum_tokens` wide, then each twice as wide as the one
+    before, up to the credit. So in the long run equal processes get equal shares, to within a credit.
 
-    Nobody starves: the clock of a set of siblings is the lowest virtual time of those with work, and goes on
-    by at least `drift` of the tokens given out per unit of weight. One that is passed over falls behind the
-    clock, until even newcomers start after it. So with n equal processes in a group one that has work waits
-    while at most about n * credit_tokens / drift tokens are given to its group (a test has the exact bound).
+    Nobody starves: the clock of a set of siblings is the lowest virtual time of those with work, and
+    goes on by at least `drift` of what is given out per unit of weight. One that is passed over falls
+    behind the clock, until even newcomers start after it. So of n equal processes one that has work
+    waits at most while about n * credit_tokens / drift are given to its group (a test has the exact
+    bound).
 
-    Work of interactive processes goes before all other while the interactive class has credit: it spends a
-    token for each it is given while others wait, and earns `interactive_share` of every token computed, up
-    to `interactive_burst`. So over any time it takes at most that share and one burst out of turn.
+    Work of interactive processes goes before all other while the interactive class has credit: it
+    spends a token for each it is given while others wait, and earns `interactive_share` of every token
+    computed, up to `interactive_burst`. So over any time it takes at most that share and one burst out
+    of turn.
     """
 
     name = "fair"
@@ -132,11 +138,16 @@ class FairShare:
         self,
         *,
         credit_tokens: int = 4096,
+        place_tokens: int = 3,
+        quantum_tokens: int = 256,
         drift: float = 0.25,
         interactive_share: float = 0.5,
         interactive_burst: int = 8192,
     ) -> None:
         self._credit = credit_tokens
+        self._place_tokens = place_tokens
+        self._quantum = quantum_tokens
+        self._num_levels = math.floor(math.log2(max(credit_tokens / quantum_tokens, 1))) + 1
         self._drift = drift
         self._share = interactive_share
         self._burst = float(interactive_burst)
@@ -150,7 +161,8 @@ class FairShare:
         if not jobs:
             return []
         [*_, root] = jobs[0].process.group.upwards()
-        order = [pick.job for pick in self._group(root, _Queue(jobs, step_tokens))]
+        queue = _Queue(jobs, step_tokens, self._place_tokens)
+        order = [pick.job for pick in self._group(root, queue)]
         interactive = sum(job.process.is_interactive for job in order)
         self._is_contended = 0 < interactive < len(order)
         if self._is_contended and self._interactive_credit > 0:
@@ -161,6 +173,7 @@ class FairShare:
         """See `Policy.charge`."""
         process = job.process
         group = process.group
+        num_tokens += self._place_tokens
         self._advance(process.turn, weight_of_nice(process.nice), group.own_clock, num_tokens)
         self._advance(group.own_turn, DEFAULT_WEIGHT, group.clock, num_tokens)
         while group.parent is not None:
@@ -192,10 +205,21 @@ class FairShare:
                 for process in processes
             ]
             self._place(own, group.own_clock, self._credit)
-            picks = _interleaved(own)
+            start = group.own_clock.time - self._credit
+            picks = _interleaved(own, lambda time: self._level(time - start))
             competitors.append(_Competitor(group.own_turn, DEFAULT_WEIGHT, -1, picks))
         self._place(competitors, group.clock, 0)
-        return _interleaved(competitors)
+        return _interleaved(competitors, lambda time: time)
+
+    def _level(self, lead: float) -> float:
+        """Which queue a process is in, by how far it is ahead of a newcomer."""
+        quantum = self._quantum
+        if lead < quantum:
+            return min(lead // quantum, 0)
+        if lead < self._credit:
+            return math.floor(math.log2(lead / quantum)) + 1
+        width = max(self._credit, quantum)
+        return self._num_levels + lead // width
 
     def _place(self, competitors: Sequence[_Competitor], clock: Clock, credit: float) -> None:
         """Bring the clock up to date, and those who had no work the last time up to the clock."""
@@ -214,11 +238,12 @@ class FairShare:
 class _Queue:
     """The jobs of one step by process and group."""
 
-    def __init__(self, jobs: Sequence[Job], step_tokens: int) -> None:
+    def __init__(self, jobs: Sequence[Job], step_tokens: int, place_tokens: int) -> None:
         self.processes: dict[Group, list[Process]] = defaultdict(list)
         self.subgroups: dict[Group, list[Group]] = defaultdict(list)
         self._groups: set[Group] = set()
         self._step_tokens = step_tokens
+        self._place_tokens = place_tokens
         self._jobs: dict[int, list[Job]] = defaultdict(list)
         for job in sorted(jobs, key=lambda job: job.serial):
             self._add(job)
@@ -226,7 +251,8 @@ class _Queue:
     def picks(self, process: Process) -> Iterator[_Pick]:
         """A process's jobs in the order of their arrival."""
         for job in self._jobs[process.pid]:
-            yield _Pick(job, max(min(job.num_remaining, self._step_tokens), 1))
+            num_tokens = max(min(job.num_remaining, self._step_tokens), 1)
+            yield _Pick(job, num_tokens + self._place_tokens)
 
     def _add(self, job: Job) -> None:
         process = job.process
@@ -243,16 +269,21 @@ class _Queue:
             group = group.parent
 
 
-def _interleaved(competitors: Sequence[_Competitor]) -> Iterator[_Pick]:
-    """Always the next pick of whoever stands lowest, its earlier picks counted."""
-    heap = [(each.turn.virtual_time, each.number, each) for each in competitors]
+def _interleaved(
+    competitors: Sequence[_Competitor], rank: Callable[[float], float]
+) -> Iterator[_Pick]:
+    """Always the next pick of whoever ranks lowest by virtual time, its earlier picks counted."""
+    heap = [
+        (rank(each.turn.virtual_time), each.number, each.turn.virtual_time, each)
+        for each in competitors
+    ]
     heapq.heapify(heap)
     while heap:
-        virtual_time, number, each = heap[0]
+        _, number, virtual_time, each = heap[0]
         pick = next(each.picks, None)
         if pick is None:
             heapq.heappop(heap)
             continue
         yield pick
         virtual_time += pick.num_tokens * DEFAULT_WEIGHT / each.weight
-        heapq.heapreplace(heap, (virtual_time, number, each))
+        heapq.heapreplace(heap, (rank(virtual_time), number, virtual_time, each))

@@ -15,10 +15,17 @@ def constant(prefix: Sequence[int]) -> int:
     return 97
 
 
-def crowd(policy: Policy | None = None, *, max_sequences: int = 4, **options: Any) -> Machine:
+def exact(**options: Any) -> FairShare:
+    """Fair share by the token: no credit, no quantum, nothing but tokens charged, unless told otherwise."""
+    return FairShare(**{"credit_tokens": 0, "quantum_tokens": 1, "place_tokens": 0} | options)
+
+
+def crowd(
+    policy: Policy | None = None, *, max_sequences: int = 4, num_pages: int = 6000, **options: Any
+) -> Machine:
     """A machine with memory for everybody and a batch that is too small."""
-    core = ScriptedCore(constant, num_pages=6000, page_size=16, context_length=8000)
-    options = {"policy": policy or FairShare(credit_tokens=0), "step_tokens": 32} | options
+    core = ScriptedCore(constant, num_pages=num_pages, page_size=16, context_length=8000)
+    options = {"policy": policy or exact(), "step_tokens": 32} | options
     return Machine(core, max_sequences=max_sequences, **options)
 
 

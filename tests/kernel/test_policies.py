@@ -10,7 +10,7 @@ import pytest
 from llmasos.kernel.groups import NICE_STEP
 from llmasos.kernel.jobs import GenerateJob
 from llmasos.kernel.policies import FairShare, FirstComeFirstServed, Policy, Priority, RoundRobin
-from tests.kernel.crowd import computed, crowd, jain, talk, work
+from tests.kernel.crowd import computed, crowd, exact, jain, talk, work
 from tests.kernel.machine import Machine
 
 
@@ -96,17 +96,39 @@ def test_many_jobs_of_one_process_count_as_one_process() -> None:
 
 
 def test_who_has_had_little_goes_before_those_who_had_much() -> None:
-    machine = crowd(FairShare(credit_tokens=500), max_sequences=2)
+    machine = crowd(exact(credit_tokens=500), max_sequences=2)
     old = [talk(machine) for _ in range(4)]
-    work(machine, 1000)
-    young = talk(machine, max_tokens=300)
-    work(machine, 301)
+    work(machine, 2000)
+    young = talk(machine, max_tokens=200)
+    work(machine, 200)
     assert young.is_done
-    assert computed(old) > 2000
+    assert computed(old) > 4000
+
+
+def test_the_first_of_those_who_had_about_the_same_ends_first() -> None:
+    machine = crowd(exact(credit_tokens=4000, quantum_tokens=1000), max_sequences=1)
+    jobs = [talk(machine, max_tokens=200) for _ in range(4)]
+    assert finished(machine, jobs) == [0, 1, 2, 3]
+
+
+def test_long_processes_take_turns_of_a_bounded_length() -> None:
+    machine = crowd(exact(credit_tokens=100, quantum_tokens=50), max_sequences=1)
+    jobs = [talk(machine) for _ in range(3)]
+    work(machine, 3000)
+    amounts = [computed([job]) for job in jobs]
+    assert max(amounts) - min(amounts) <= 200
+
+
+def test_a_place_in_the_batch_is_charged_too() -> None:
+    machine = crowd(exact(place_tokens=3), max_sequences=1, step_tokens=20)
+    readers = talk(machine, prompt=4000, group="readers")
+    writers = talk(machine, group="writers")
+    work(machine, 600)
+    assert computed([readers]) / 20 * 23 == pytest.approx(computed([writers]) * 4, rel=0.05)
 
 
 def test_the_credit_of_a_newcomer_is_spent_once() -> None:
-    machine = crowd(FairShare(credit_tokens=100), max_sequences=1)
+    machine = crowd(exact(credit_tokens=100), max_sequences=1)
     old = talk(machine)
     work(machine, 1000)
     young = talk(machine)
@@ -115,7 +137,7 @@ def test_the_credit_of_a_newcomer_is_spent_once() -> None:
 
 
 def test_a_process_that_waited_for_a_tool_has_not_lost_its_place() -> None:
-    machine = crowd(FairShare(credit_tokens=200), max_sequences=1)
+    machine = crowd(exact(credit_tokens=200), max_sequences=1)
     agent = talk(machine, max_tokens=50)
     old = talk(machine)
     work(machine, 900)
@@ -142,19 +164,22 @@ def longest_wait(machine: Machine, victim: GenerateJob, *, num_tokens: int) -> i
     return worst
 
 
-def test_nobody_starves_however_many_newcomers_there_are() -> None:
+@pytest.mark.parametrize(("quantum", "place"), [(1, 0), (10, 3), (40, 1)])
+def test_nobody_starves_however_many_newcomers_there_are(quantum: int, place: int) -> None:
     credit, drift, num_processes, step_tokens = 40, 0.25, 6, 32
-    policy = FairShare(credit_tokens=credit, drift=drift)
-    machine = crowd(policy, max_sequences=1, step_tokens=step_tokens)
+    policy = FairShare(
+        credit_tokens=credit, drift=drift, quantum_tokens=quantum, place_tokens=place
+    )
+    machine = crowd(policy, max_sequences=1, step_tokens=step_tokens, num_pages=600)
     victim = talk(machine)
     work(machine, 50)
     worst = longest_wait(machine, victim, num_tokens=4000)
-    assert worst <= num_processes * (credit + 2 * step_tokens) * (1 / drift + 1)
+    assert worst <= num_processes * (credit + quantum + 2 * (step_tokens + place)) * (1 / drift + 1)
     assert computed([victim]) > 50 + 4000 / num_processes * drift / 2
 
 
 def test_a_nice_process_starves_under_strict_priority() -> None:
-    machine = crowd(Priority(), max_sequences=1)
+    machine = crowd(Priority(), max_sequences=1, num_pages=600)
     victim = talk(machine, nice=5)
     assert longest_wait(machine, victim, num_tokens=2000) > 1900
 
@@ -171,7 +196,7 @@ def test_interactive_work_goes_before_batch_work() -> None:
 
 def test_interactive_work_takes_its_share_out_of_turn_and_no_more() -> None:
     share, burst = 0.5, 200
-    policy = FairShare(credit_tokens=0, interactive_share=share, interactive_burst=burst)
+    policy = exact(interactive_share=share, interactive_burst=burst)
     machine = crowd(policy, max_sequences=2)
     chats = [talk(machine, is_interactive=True, max_tokens=7000) for _ in range(4)]
     batch = [talk(machine, max_tokens=7000) for _ in range(12)]

@@ -11,7 +11,7 @@ from llmasos.kernel.jobs import GenerateJob
 from llmasos.kernel.policies import FairShare, Policy, Priority, RoundRobin
 from llmasos.kernel.scheduler import MIN_PROMPT_TOKENS, Plan
 from llmasos.kernel.scripted import ScriptedCore
-from tests.kernel.crowd import computed, constant, crowd, talk, work
+from tests.kernel.crowd import computed, constant, crowd, exact, talk, work
 from tests.kernel.machine import Machine, continuation
 
 REPLY_S, PROMPT_TOKEN_S = 0.002, 0.0005
@@ -145,7 +145,7 @@ def test_one_stall_does_not_shrink_the_steps_for_long() -> None:
 
 def small_memory(num_pages: int, **options: Any) -> Machine:
     core = ScriptedCore(constant, num_pages=num_pages, page_size=16, context_length=4000)
-    options = {"policy": FairShare(credit_tokens=0), "step_tokens": 64} | options
+    options = {"policy": exact(), "step_tokens": 64} | options
     return Machine(core, **options)
 
 

@@ -19,7 +19,7 @@ from tests.kernel.crowd import constant
 from tests.kernel.machine import Machine
 
 GROUPS = ("", "a", "a/x", "b")
-CREDIT, DRIFT, SHARE, BURST = 12, 0.25, 0.5, 40
+CREDIT, PLACE, QUANTUM, DRIFT, SHARE, BURST = 12, 1, 3, 0.25, 0.5, 40
 MAX_JOBS = 8
 MAX_CHUNK = 8
 
@@ -37,7 +37,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def machine(self) -> Machine:
         policy = FairShare(
-            credit_tokens=CREDIT, drift=DRIFT, interactive_share=SHARE, interactive_burst=BURST
+            credit_tokens=CREDIT,
+            place_tokens=PLACE,
+            quantum_tokens=QUANTUM,
+            drift=DRIFT,
+            interactive_share=SHARE,
+            interactive_burst=BURST,
         )
         core = ScriptedCore(constant, num_pages=400, page_size=4, context_length=200)
         return Machine(
@@ -132,9 +137,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         group, times the least share that its group, in this test's range of weights, can have; and
         the interactive class before all of it."""
         nice = 1.25**4
-        own = MAX_JOBS * nice * (CREDIT + 2 * MAX_CHUNK) * (1 / DRIFT + 1)
+        own = MAX_JOBS * nice * (CREDIT + QUANTUM + 2 * (MAX_CHUNK + PLACE)) * (1 / DRIFT + 1)
         least_share = (50 / 350) * (50 / 300)
-        return (own + 2 * MAX_CHUNK) / least_share / (1 - SHARE) + BURST / (1 - SHARE)
+        return (own + 2 * (MAX_CHUNK + PLACE)) / least_share / (1 - SHARE) + BURST / (1 - SHARE)
 
     def live(self) -> list[tuple[GenerateJob, GenerateJob]]:
         return [pair for pair in self.jobs if not pair[0].is_done and pair[0].process.exit is None]
