@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 
 MAX_CHARS = 4_000_000
+GAP = "[older output dropped]\n"
 
 
 class Output:
     """A process's stdout. Keeps the newest `max_chars` characters or so; older text is dropped."""
 
     def __init__(self, max_chars: int = MAX_CHARS) -> None:
-        self._pieces: deque[str] = deque()
+        self._pieces: list[str] = []
         self._num_dropped = 0
         self._num_chars = 0
         self._max_chars = max_chars
@@ -23,7 +23,7 @@ class Output:
     @property
     def text(self) -> str:
         """Everything that is kept."""
-        return ("[older output dropped]\n" if self._num_dropped else "") + "".join(self._pieces)
+        return (GAP if self._num_dropped else "") + "".join(self._pieces)
 
     def write(self, text: str) -> None:
         """Add text and wake the readers. Never blocks."""
@@ -31,9 +31,8 @@ class Output:
             return
         self._pieces.append(text)
         self._num_chars += len(text)
-        while self._num_chars > self._max_chars and len(self._pieces) > 1:
-            self._num_chars -= len(self._pieces.popleft())
-            self._num_dropped += 1
+        if self._num_chars > self._max_chars:
+            self._drop_oldest()
         self._wake()
 
     def close(self) -> None:
@@ -47,15 +46,24 @@ class Output:
         while True:
             if position < self._num_dropped:
                 position = self._num_dropped
-                yield "[older output dropped]\n"
-            if position < self._num_dropped + len(self._pieces):
-                text = "".join(list(self._pieces)[position - self._num_dropped :])
-                position = self._num_dropped + len(self._pieces)
-                yield text
+                yield GAP
+            new = self._pieces[position - self._num_dropped :]
+            position += len(new)
+            if new:
+                yield "".join(new)
             elif self._is_closed:
                 return
             else:
                 await self._changed.wait()
+
+    def _drop_oldest(self) -> None:
+        """Down to three quarters, so that it is done seldom; the newest piece always stays."""
+        num_dropped = 0
+        while self._num_chars > self._max_chars * 3 // 4 and num_dropped < len(self._pieces) - 1:
+            self._num_chars -= len(self._pieces[num_dropped])
+            num_dropped += 1
+        del self._pieces[:num_dropped]
+        self._num_dropped += num_dropped
 
     def _wake(self) -> None:
         self._changed.set()

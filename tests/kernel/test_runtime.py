@@ -146,8 +146,8 @@ async def test_a_generation_streams_its_chunks_in_order() -> None:
         chunks: list[Chunk] = []
         number = await open_with(port, "stream")
         result = await port.syscall(
-                "llm.generate", {"context": number, "max_tokens": 50}, chunks.append
-            )
+            "llm.generate", {"context": number, "max_tokens": 50}, chunks.append
+        )
         assert "".join(chunk.text for chunk in chunks) == result.text
 
     async with booted() as runtime:
@@ -385,10 +385,13 @@ async def test_a_kernel_bug_stops_the_kernel_loudly() -> None:
     async def main(port: Port, params: Mapping[str, Any]) -> None:
         await port.syscall("test.bug", {})
 
-    with pytest.raises(KernelBug, match="an invariant is broken"):
+    async def boot_and_wait() -> None:
         async with booted() as runtime:
             await runtime.spawn(FunctionProgram(main))
             await anyio.sleep_forever()
+
+    with pytest.raises(KernelBug, match="an invariant is broken"):
+        await boot_and_wait()
 
 
 async def test_leaving_kills_what_is_left() -> None:

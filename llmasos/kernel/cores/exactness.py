@@ -23,8 +23,8 @@ from llmasos.kernel.core import PageId, SequenceSlice
 from llmasos.kernel.cores.decoder import NUMERICS, Decoder, paged_kv_for
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
 
-_LENGTHS = (193, 61, 38)
-_CHUNKS = (1, 1, 2, 3, 5, 8, 13, 31, 64)
+_LENGTHS = (160, 45, 22)
+_CHUNKS = (1, 2, 3, 5, 8, 13, 31, 64)
 _SEED = 6
 _SCRATCH = -1
 """Owner of the row that keeps a lone row company."""

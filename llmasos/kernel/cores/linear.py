@@ -6,7 +6,7 @@ takes another routine with other rounding). The residual sum, the gate and its a
 inside the product, in fp32, on all of a row alike: torch's own elementwise kernels round a tensor's
 tail differently from its middle, so their bits move with the batch.
 
-Another storage of weights (int8 for small batches) is another class with these four methods.
+Another storage of weights (int8 for small batches) is another class with these methods.
 """
 
 from __future__ import annotations

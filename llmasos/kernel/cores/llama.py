@@ -52,9 +52,7 @@ class LlamaDecoder:
         frequencies = inverse_frequencies(checkpoint.config, spec.head_dim)
         self._rope = RopeTable(frequencies, dtype=dtype, device=device)
         weights = _Weights(checkpoint, dtype, device)
-        # On the CPU the table is left as it is in the file: converting it would read all of it.
-        table = checkpoint.tensor(EMBEDDING)
-        self._embedding = table if device.type == "cpu" else weights[EMBEDDING]
+        self._embedding = _table(checkpoint) if device.type == "cpu" else weights[EMBEDDING]
         self._layers = tuple(
             _read_layer(spec, weights, index, window) for index, window in enumerate(spec.windows)
         )
@@ -86,10 +84,10 @@ class LlamaDecoder:
         spec = self._spec
         heads = layer.qkv(self._normalised(hidden, layer.input_norm))
         heads = heads.view(len(heads), -1, spec.head_dim)
-        qk, v = torch.split(heads, (spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        qk, v = torch.split(heads, [spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
         if layer.qk_norm is not None:
             qk = F.rms_norm(qk, (spec.head_dim,), None, spec.norm_eps) * layer.qk_norm
-        q, k = torch.split(rotate(qk, *angles), (spec.num_heads, spec.num_kv_heads), dim=1)
+        q, k = torch.split(rotate(qk, *angles), [spec.num_heads, spec.num_kv_heads], dim=1)
         attended = kv.attend(index, q, k, v, plan, scale=self._scale, sliding_window=layer.window)
         return layer.output.plus(attended.flatten(1), hidden)
 
@@ -100,6 +98,15 @@ class LlamaDecoder:
 
     def _normalised(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(hidden, weight.shape, weight, self._spec.norm_eps)
+
+
+def _table(checkpoint: Checkpoint) -> torch.Tensor:
+    """The embedding as it is in the file: to convert it would be to read all of it.
+
+    A mapping of its own, because a mapping stays as long as one tensor does, and with it every page
+    that was read: all the weights, if it were the one that they are packed from.
+    """
+    return Checkpoint(checkpoint.folder).tensor(EMBEDDING)
 
 
 def _shape(spec: LlamaSpec) -> DecoderShape:

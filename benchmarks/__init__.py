@@ -1,0 +1,1 @@
+"""What is timed, each against a named peer: `python -m benchmarks.NAME [--json] [--quick]`."""

@@ -1,0 +1,1 @@
+"""The `agent` app: answers a request, with tools where it needs them."""

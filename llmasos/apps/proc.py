@@ -1,0 +1,152 @@
+"""`Proc`: an app's libc. Everything that an app does to the world goes through here to its port."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack, overload
+
+from llmasos.apps.context import ContextHandle
+from llmasos.apps.options import GenerateOptions, Model
+from llmasos.apps.port import Port
+from llmasos.apps.session import Session
+from llmasos.kernel.abi import ContextInfo, Generation, Pid, ProcessInfo, SyscallInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ChildExit:
+    """How a child ended, and the end of what it printed."""
+
+    code: int
+    message: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process that this one started."""
+
+    pid: Pid
+    port: Port
+
+    async def wait(self) -> ChildExit:
+        """Wait for it to end."""
+        result = await self.port.syscall("proc.wait", {"pid": self.pid})
+        return ChildExit(**result)
+
+    async def kill(self, signal: str = "TERM") -> None:
+        """Send it a signal, by name. Raises `InvalidArguments` if it has ended."""
+        await self.port.syscall("proc.kill", {"pid": self.pid, "signal": signal})
+
+
+class Proc:
+    """The running process, as its own app sees it."""
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+
+    @property
+    def pid(self) -> Pid:
+        """Its number."""
+        return self.port.pid
+
+    async def call(self, name: str, /, **args: Any) -> Any:
+        """Make any syscall; raises `SyscallError`."""
+        return await self.port.syscall(name, args)
+
+    async def info(self) -> ProcessInfo:
+        """Its own row of `ps`."""
+        info: ProcessInfo = await self.call("proc.self")
+        return info
+
+    async def tools(self) -> list[SyscallInfo]:
+        """The syscalls meant for models that this process may make."""
+        tools: list[SyscallInfo] = await self.call("proc.tools")
+        return tools
+
+    # --- input and output
+
+    async def print(self, *text: object, sep: str = " ", end: str = "\n") -> None:
+        """Write to standard output. Writes nothing for an empty text with an empty end."""
+        line = sep.join(map(str, text)) + end
+        if line:
+            await self.call("io.write", text=line)
+
+    async def read_line(self) -> str | None:
+        """The next line of standard input without its line end, or None at the end of file."""
+        line: str | None = await self.call("io.read_line")
+        return line if line is None else line.rstrip("\r\n")
+
+    # --- the model
+
+    def context(self) -> ContextHandle:
+        """A new, empty context, opened at first use; `async with` closes it."""
+        return ContextHandle(self.port)
+
+    async def inherited(self) -> list[ContextHandle]:
+        """The contexts that this process was born with, oldest first: a fork's copies."""
+        infos: list[ContextInfo] = await self.call("ctx.list")
+        return [ContextHandle(self.port, info.context_id) for info in infos]
+
+    def session(self, *, system: str | None = None) -> Session:
+        """A new chat in a context of its own."""
+        return Session(self.context(), system=system)
+
+    @overload
+    async def generate(
+        self, prompt: str, *, as_type: type[Model], **options: Unpack[GenerateOptions]
+    ) -> Model: ...
+
+    @overload
+    async def generate(
+        self, prompt: str, *, as_type: None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation: ...
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        as_type: type[Model] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation | Model:
+        """Continue a plain text in a context that lives only for this; see `ContextHandle.generate`."""
+        async with self.context() as context:
+            await context.append(prompt)
+            return await context.generate(as_type=as_type, **options)
+
+    async def choose(self, prompt: str, candidates: Sequence[str], *, mean: bool = False) -> str:
+        """The likeliest continuation of a prompt; see `ContextHandle.choose`."""
+        async with self.context() as context:
+            await context.append(prompt)
+            return await context.choose(candidates, mean=mean)
+
+    # --- other processes
+
+    async def spawn(
+        self,
+        app: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        title: str = "",
+        syscalls: Sequence[str] | None = None,
+        nice: int = 0,
+    ) -> Child:
+        """Start another app with this process's authority, or less: `syscalls` are patterns."""
+        patterns = None if syscalls is None else list(syscalls)
+        pid = await self.call(
+            "proc.spawn",
+            app=app,
+            params=dict(params or {}),
+            title=title,
+            syscalls=patterns,
+            nice=nice,
+        )
+        return Child(Pid(pid), self.port)
+
+    async def fork(self, params: Mapping[str, Any] | None = None, *, title: str = "") -> Child:
+        """Run this app again from its beginning in a child that inherits copies of the contexts.
+
+        The child has this process's parameters unless it is given others.
+        """
+        given = None if params is None else dict(params)
+        return Child(Pid(await self.call("proc.fork", params=given, title=title)), self.port)

@@ -1,0 +1,112 @@
+"""Booting a kernel in this process: the one place where model, core, syscalls and apps meet.
+
+Importing this is quick; torch is loaded by `_load`, in a worker thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from llmasos.kernel.abi import Capabilities
+from llmasos.kernel.errors import ConfigError
+from llmasos.shell.home import kernel_lock
+from llmasos.shell.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from llmasos.kernel.core import Core
+    from llmasos.kernel.runtime import Runtime
+    from llmasos.kernel.tokenizer import Tokenizer
+
+
+@asynccontextmanager
+async def boot(
+    model: str | None = None,
+    *,
+    home: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] = ".",
+    kv_memory: str | int | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    step_tokens: int | None = None,
+) -> AsyncGenerator[Runtime]:
+    """Boot a kernel and yield it; leaving kills what still runs.
+
+    What is not given comes from LLMASOS_* variables and the home's config.toml. Processes spawned
+    without capabilities of their own see the files under `root`. On a terminal a model that is
+    missing is pulled, after saying what and how large. Raises `ConfigError`.
+    """
+    from llmasos.shell.models import ensure_model
+    from llmasos.shell.output import Output
+
+    flags = {
+        "home": home, "model": model, "kv_memory": kv_memory, "dtype": dtype,
+        "threads": threads, "step_tokens": step_tokens,
+    }  # fmt: skip
+    settings = load_settings(flags)
+    await ensure_model(settings, Output(sys.stdout, sys.stderr))
+    async with booted(settings, root=root) as runtime:
+        yield runtime
+
+
+@asynccontextmanager
+async def booted(
+    settings: Settings, *, root: str | os.PathLike[str] = "."
+) -> AsyncGenerator[Runtime]:
+    """A kernel with these settings, the home locked meanwhile. Raises `ConfigError`."""
+    with kernel_lock(settings.home):
+        load = functools.partial(_load, settings)
+        core, tokenizer = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
+        async with _runtime(settings, core, tokenizer, os.path.abspath(root)) as runtime:
+            yield runtime
+
+
+def _load(settings: Settings) -> tuple[Core, Tokenizer]:
+    """The model's core and tokenizer. Blocks for as long as reading the weights takes."""
+    from llmasos.kernel.cores.torch_core import TorchCore
+    from llmasos.kernel.models import ModelKind, ModelStore
+
+    model = ModelStore(settings.home / "models").open(settings.model)
+    if model.kind is not ModelKind.DECODER:
+        raise ConfigError(
+            f"{model.name} embeds text and cannot write it; boot a kernel with another model."
+        )
+    cache = settings.home / "cache"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    core = TorchCore.load(
+        model.folder,
+        name=model.name,
+        fingerprint=model.fingerprint,
+        kv_memory_bytes=settings.kv_memory,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        max_context=settings.max_context,
+        cache_path=cache / "self-checks.json",
+    )
+    return core, model.load_tokenizer()
+
+
+def _runtime(settings: Settings, core: Core, tokenizer: Tokenizer, root: str) -> Runtime:
+    from llmasos.apps.builtin import load_builtin
+    from llmasos.kernel.kernel import KernelOptions
+    from llmasos.kernel.runtime import Runtime
+    from llmasos.syscalls import builtin_syscalls
+
+    options = KernelOptions()
+    if settings.step_tokens is not None:
+        options = KernelOptions(step_tokens=settings.step_tokens)
+    return Runtime(
+        core,
+        tokenizer,
+        syscalls=builtin_syscalls(),
+        programs=load_builtin,
+        cache_folder=settings.home / "cache",
+        capabilities=Capabilities(root=root),
+        options=options,
+    )

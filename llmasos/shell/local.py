@@ -1,0 +1,156 @@
+"""A session with a kernel that runs in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+
+from llmasos.kernel.abi import (
+    AppInfo,
+    ExitStatus,
+    KernelStatus,
+    Pid,
+    ProcessInfo,
+    Signal,
+    SyscallInfo,
+)
+from llmasos.kernel.errors import KernelBug
+from llmasos.shell.session import SpawnRequest
+
+if TYPE_CHECKING:
+    from llmasos.kernel.runtime import Runtime
+
+READ_LINE = "io.read_line"
+POLL_S = 0.01
+"""How often to look whether a process asks for input; its answer is in no greater hurry."""
+
+
+class _Pieces:
+    """The next piece of an output, awaited with a timeout and without losing it."""
+
+    def __init__(self, output: AsyncIterator[str]) -> None:
+        self._output = output
+        self._next: asyncio.Task[str | None] | None = None
+
+    async def arrived(self, timeout_s: float) -> bool:
+        """Wait for a piece, or the end, so long; whether there is one to `take`."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(anext(self._output, None))
+        done, _ = await asyncio.wait({self._next}, timeout=timeout_s)
+        return bool(done)
+
+    def take(self) -> str | None:
+        """The piece that arrived; None at the end."""
+        if self._next is None:
+            raise KernelBug("a piece of output is taken before it arrived")
+        task, self._next = self._next, None
+        return task.result()
+
+    async def aclose(self) -> None:
+        """Stop waiting."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait({self._next})
+
+
+class LocalSession:
+    """A `KernelSession` over a `Runtime`. `apps` lists what can be spawned."""
+
+    def __init__(self, runtime: Runtime, apps: Callable[[], Sequence[AppInfo]]) -> None:
+        self._runtime = runtime
+        self._apps = apps
+        self.stopping = anyio.Event()
+        """Set once someone asked for the kernel's end; its owner waits for it."""
+        self.kept = False
+        """Whether someone asked that it stays though nobody needs it."""
+
+    async def status(self) -> KernelStatus:
+        """The machine as a whole."""
+        return self._runtime.status()
+
+    async def ps(self, *, all: bool = False) -> list[ProcessInfo]:
+        """Live processes by pid; with `all`, finished ones too."""
+        return sorted(self._runtime.ps(all=all), key=lambda process: process.pid)
+
+    async def info(self, pid: Pid) -> ProcessInfo:
+        """One row of `ps`."""
+        return self._runtime.info(pid)
+
+    async def spawn(self, request: SpawnRequest) -> Pid:
+        """Start a process. Whose foreground it is does not matter here: leaving ends everything."""
+        return await self._runtime.spawn(
+            request.app,
+            dict(request.params),
+            title=request.title,
+            capabilities=request.capabilities,
+            limits=request.limits,
+            nice=request.nice,
+            seed=request.seed,
+            stdin=request.stdin,
+        )
+
+    async def fork(
+        self, pid: Pid, params: Mapping[str, Any] | None = None, *, title: str = ""
+    ) -> Pid:
+        """Start a copy of a process."""
+        return await self._runtime.fork(pid, params, title=title)
+
+    async def wait(self, pid: Pid) -> ExitStatus:
+        """How it ended, once it has."""
+        return await self._runtime.wait(pid)
+
+    async def signal(self, pid: Pid, signal: Signal) -> None:
+        """Send a signal."""
+        self._runtime.signal(pid, signal)
+
+    async def renice(self, pid: Pid, nice: int) -> None:
+        """Change its share of the model."""
+        self._runtime.renice(pid, nice)
+
+    def output(self, pid: Pid) -> AsyncGenerator[str]:
+        """Its output from the beginning, then live until it exits."""
+        return cast("AsyncGenerator[str]", self._runtime.output(pid))
+
+    async def output_text(self, pid: Pid) -> str:
+        """Its output until now."""
+        return self._runtime.output_text(pid)
+
+    async def send_input(self, pid: Pid, text: str | None) -> None:
+        """Add to its stdin; None is end of file."""
+        self._runtime.send_input(pid, text)
+
+    async def dialogue(self, pid: Pid) -> AsyncGenerator[str | None]:
+        """Its output, with None wherever it has come to ask for a line of input."""
+        asked = -1  # how many syscalls it had made when it asked last
+        async with aclosing(_Pieces(self._runtime.output(pid))) as pieces:
+            while True:
+                if await pieces.arrived(POLL_S):
+                    if (piece := pieces.take()) is None:
+                        return
+                    yield piece
+                    continue
+                process = self._runtime.info(pid)
+                if process.wchan == READ_LINE and process.num_syscalls != asked:
+                    asked = process.num_syscalls
+                    yield None
+
+    async def apps(self) -> list[AppInfo]:
+        """What can be spawned, by name."""
+        return sorted(self._apps(), key=lambda app: app.name)
+
+    async def syscalls(self) -> list[SyscallInfo]:
+        """What processes can ask for, by name."""
+        table = self._runtime.syscalls
+        return [table[name].info for name in sorted(table)]
+
+    async def keep(self) -> None:
+        """Let it stay."""
+        self.kept = True
+
+    async def shutdown(self) -> None:
+        """Tell the kernel's owner to end it."""
+        self.stopping.set()

@@ -1,0 +1,111 @@
+"""What the shell's verbs know of a kernel: one Protocol, whether it runs here or behind a socket.
+
+Implementations: `LocalSession` (a Runtime in this process), `SocketSession` (a running kernel) and
+`FakeSession` (tests). Every verb is written once, against this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from llmasos.kernel.abi import (
+    AppInfo,
+    Capabilities,
+    ExitStatus,
+    KernelStatus,
+    Limits,
+    Pid,
+    ProcessInfo,
+    Signal,
+    SyscallInfo,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnRequest:
+    """Everything a kernel needs to start a process for a person."""
+
+    app: str
+    params: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    title: str = ""
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    """`root` must be absolute: the kernel's own current folder is not the asker's."""
+    limits: Limits = field(default_factory=Limits)
+    nice: int = 0
+    seed: int | None = None
+    stdin: bool = False
+    """Whether input will be sent; without, the process reads end of file at once."""
+    foreground: bool = True
+    """Ends with the session that asked for it (TERM); `run -d` sets it False."""
+
+
+class KernelSession(Protocol):
+    """A connection to one kernel. Any call raises `KernelLost` once that kernel is gone."""
+
+    async def status(self) -> KernelStatus:
+        """The machine as a whole."""
+        ...
+
+    async def ps(self, *, all: bool = False) -> list[ProcessInfo]:
+        """Live processes by pid; with `all`, finished ones too."""
+        ...
+
+    async def info(self, pid: Pid) -> ProcessInfo:
+        """Raises `NoSuchProcess`, as does everything below that takes a pid."""
+        ...
+
+    async def spawn(self, request: SpawnRequest) -> Pid:
+        """Raises `NoSuchApp`, `InvalidArguments`."""
+        ...
+
+    async def fork(
+        self, pid: Pid, params: Mapping[str, Any] | None = None, *, title: str = ""
+    ) -> Pid:
+        """Start a copy of a process: its program again, its contexts shared copy-on-write."""
+        ...
+
+    async def wait(self, pid: Pid) -> ExitStatus:
+        """How it ended, once it has."""
+        ...
+
+    async def signal(self, pid: Pid, signal: Signal) -> None:
+        """Send a signal; does not wait for what it does."""
+        ...
+
+    async def renice(self, pid: Pid, nice: int) -> None:
+        """Change its share of the model: -20 the largest, 19 the smallest."""
+        ...
+
+    def output(self, pid: Pid) -> AsyncGenerator[str]:
+        """What the process wrote, from its beginning, then live until it exits."""
+        ...
+
+    async def output_text(self, pid: Pid) -> str:
+        """What the process has written until now."""
+        ...
+
+    async def send_input(self, pid: Pid, text: str | None) -> None:
+        """Add one line (or several as one) to the process's stdin; None is end of file."""
+        ...
+
+    def dialogue(self, pid: Pid) -> AsyncGenerator[str | None]:
+        """`output`, with a None wherever the process, all written, has come to ask for a line."""
+        ...
+
+    async def apps(self) -> list[AppInfo]:
+        """What can be spawned, by name."""
+        ...
+
+    async def syscalls(self) -> list[SyscallInfo]:
+        """What processes can ask for, by name."""
+        ...
+
+    async def keep(self) -> None:
+        """Let the kernel stay until it is told to end, though nobody needs it."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Ask the kernel to kill what is left and end."""
+        ...

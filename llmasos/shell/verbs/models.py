@@ -1,0 +1,150 @@
+"""Verbs about the model store: `model pull`, `list`, `info`, `rm`. They need no kernel."""
+
+from __future__ import annotations
+
+import functools
+import time
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from llmasos.kernel.errors import ConfigError
+from llmasos.shell.arguments import Parser
+from llmasos.shell.environment import Environment
+from llmasos.shell.home import home_folder
+from llmasos.shell.plain import one_line
+from llmasos.shell.tables import Column, Table, size
+from llmasos.shell.verbs.verb import Verb, add_json, kernel_flags
+
+if TYPE_CHECKING:
+    from llmasos.kernel.models import ModelInfo, ModelStore
+
+
+def _store(environment: Environment, args: Namespace) -> ModelStore:
+    from llmasos.kernel.models import ModelStore
+    from llmasos.shell.models import MODELS_FOLDER
+
+    return ModelStore(home_folder(kernel_flags(args, environment.flags).home) / MODELS_FOLDER)
+
+
+def _configure_pull(parser: Parser) -> None:
+    parser.add_argument("--name", metavar="NAME", help="what to call it in the store")
+    add_json(parser)
+    parser.add_argument(
+        "source", metavar="SOURCE",
+        help="a built-in name, a Hugging Face id, a folder or a .gguf file",
+    )  # fmt: skip
+
+
+async def pull(environment: Environment, args: Namespace) -> int:
+    """Fetch a model, convert it once, and keep it."""
+    from llmasos.shell.models import pull
+
+    info = await pull(_store(environment, args), args.source, args.name, environment.output)
+    if args.json:
+        environment.output.json(info)
+    else:
+        environment.output.line(
+            f"{info.name} is ready: {size(info.size_bytes)}, {info.fingerprint}."
+        )
+    return 0
+
+
+async def list_models(environment: Environment, args: Namespace) -> int:
+    """Show the models that are here, and the built-in ones that could be."""
+    store = _store(environment, args)
+    models = await anyio.to_thread.run_sync(store.list)
+    if args.json:
+        environment.output.json(models)
+        return 0
+    environment.output.table(_table(store, models))
+    return 0
+
+
+def _table(store: ModelStore, models: tuple[ModelInfo, ...]) -> Table:
+    columns = (
+        Column("MODEL"), Column("KIND", drop=3), Column("ARCHITECTURE", drop=4),
+        Column("PARAMETERS", right=True, drop=2), Column("WINDOW", right=True, drop=5),
+        Column("SIZE", right=True), Column("SOURCE", drop=6), Column("STATE", drop=1),
+    )  # fmt: skip
+    here = {model.name for model in models}
+    missing = [entry for name, entry in store.catalogue.items() if name not in here]
+    rows = [
+        (
+            model.name, model.kind.value, one_line(model.architecture), _millions(model.parameters),
+            str(model.context_length), size(model.size_bytes), one_line(model.source),
+            "damaged" if model.problem else "here",
+        )
+        for model in models
+    ] + [
+        (
+            entry.name, "-", one_line(entry.title), "-", "-", size(entry.fetch_bytes),
+            entry.source, "to be pulled",
+        )
+        for entry in missing
+    ]  # fmt: skip
+    return Table(columns, tuple(rows))
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.0f}M" if count < 1e9 else f"{count / 1e9:.1f}B"
+
+
+def _configure_info(parser: Parser) -> None:
+    parser.add_argument("--verify", action="store_true", help="read every byte and check it")
+    parser.add_argument("model", metavar="MODEL")
+    add_json(parser)
+
+
+async def info(environment: Environment, args: Namespace) -> int:
+    """Show one model; with `--verify` check its files too."""
+    store = _store(environment, args)
+    model = store.info(args.model)
+    if args.verify:
+        await anyio.to_thread.run_sync(functools.partial(store.verify, args.model))
+    if args.json:
+        environment.output.json(model)
+        return 0
+    facts = (
+        ("kind", model.kind.value),
+        ("architecture", model.architecture),
+        ("parameters", f"{model.parameters:,}"),
+        ("stored as", model.dtype),
+        ("window", f"{model.context_length} tokens"),
+        ("vocabulary", f"{model.vocab_size:,} tokens"),
+        ("size", size(model.size_bytes)),
+        ("source", model.source),
+        ("license", model.license),
+        ("fingerprint", model.fingerprint),
+        ("pulled", time.strftime("%Y-%m-%d %H:%M", time.localtime(model.pulled_at))),
+        *(("note", note) for note in model.notes),
+    )
+    rows = tuple((name, one_line(value)) for name, value in facts)
+    environment.output.table(Table((Column("MODEL"), Column(model.name)), rows))
+    return 0
+
+
+def _configure_rm(parser: Parser) -> None:
+    parser.add_argument("model", nargs="+", metavar="MODEL")
+
+
+async def remove(environment: Environment, args: Namespace) -> int:
+    """Remove models from the store."""
+    store = _store(environment, args)
+    failed = 0
+    for name in args.model:
+        try:
+            await anyio.to_thread.run_sync(store.remove, name)
+        except ConfigError as error:
+            environment.output.error(error)
+            failed = 1
+    return failed
+
+
+VERBS = (
+    Verb("model pull", "Fetch a model and keep it.", pull, _configure_pull, completes=("source",)),
+    Verb("model list", "List the models.", list_models, add_json),
+    Verb("model info", "Show a model.", info, _configure_info, completes=("model",)),
+    Verb("model rm", "Remove models.", remove, _configure_rm, completes=("model",)),
+)
