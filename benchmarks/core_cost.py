@@ -81,8 +81,11 @@ def measure(core: Core) -> CoreCost:
             times.append(time.perf_counter() - begun)
         counts.append(_counts(step))
         seconds.append(min(times[1:]))
-    terms = _fit(np.array(counts, dtype=float), np.array(seconds))
-    return CoreCost(*terms, measured_on=f"{core.info.model}: {core.info.description}")
+    fixed, reply, prompt, reply_attended, prompt_attended = _fit(
+        np.array(counts, dtype=float), np.array(seconds)
+    )
+    where = f"{core.info.model}: {core.info.description}"
+    return CoreCost(fixed, reply, prompt, reply_attended, prompt_attended, where)
 
 
 def _fit(counts: np.ndarray, seconds: np.ndarray) -> list[float]:

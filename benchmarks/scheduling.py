@@ -31,6 +31,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 MAX_SEQUENCES = 16
 NUM_BATCH = 15
 ARRIVALS_PER_S = 2.0
+"""More than the model keeps up with, so that there is a queue to order."""
+LIGHTER_LOADS = (1.0, 1.5)
 SEEDS = (1, 2, 3)
 
 
@@ -58,6 +60,7 @@ def main() -> int:
     bench = _bench(options)
     report = Report("scheduling")
     _mixed(report, bench)
+    _lighter(report, bench)
     _groups(report, bench)
     _foreground(report, bench)
     report.notes = _notes(bench)
@@ -68,7 +71,6 @@ def _options() -> argparse.Namespace:
     parser = harness.arguments("Fairness, foreground latency and completion times.")
     parser.add_argument("--real", action="store_true", help="compute on the real model")
     parser.add_argument("--model", default="smollm2", help="a model of the store")
-    parser.add_argument("--model-folder", help="or a folder with a model")
     return parser.parse_args()
 
 
@@ -113,6 +115,16 @@ def _mixed(report: Report, bench: Bench) -> None:
             at_most=True,
         ),
     ]
+
+
+def _lighter(report: Report, bench: Bench) -> None:
+    """The same kinds of agents arriving more slowly: how much of the gain is the load's doing."""
+    for per_s in LIGHTER_LOADS:
+        agents = agent_trace.mixed(bench.scaled(300), per_s=per_s, seed=bench.seeds[0])
+        for name, policy in POLICIES.items():
+            harness.progress(f"{per_s} arrivals a second: {name}")
+            found = _completion(bench.simulation(policy()), agents)
+            report.rows.append(_row(f"mixed trace at {per_s}/s, {name}", **found))
 
 
 def _bar(
@@ -243,9 +255,11 @@ def _row(what: str, **values: float) -> dict[str, Any]:
 
 def _notes(bench: Bench) -> list[str]:
     return [
+        "The gain over FCFS is the queue's: it grows with the load and the spread of the agents' sizes.",
         f"Core: {bench.core.info.description}; {MAX_SEQUENCES} sequences in a step at most.",
         "mixed trace: chats, drafts and agents that wait for tools (86 % of the waits under 1 s, 95 %"
-        f" under 10 s), Poisson arrivals, {len(bench.seeds)} seed(s); mean_s: from arrival to exit.",
+        f" under 10 s), Poisson arrivals, {ARRIVALS_PER_S:g} a second unless it"
+        f" says otherwise, {len(bench.seeds)} seed(s); mean_s: from arrival to exit.",
         "tokens/s: positions computed, prompts included, over the time from the first arrival to the last"
         " exit. Groups: shares of the tokens computed while every group writes more than it gets, after"
         " a fifth of the time has passed.",
