@@ -267,11 +267,14 @@ def test_a_step_loads_no_more_than_takes_as_long_as_computing_one() -> None:
         machine.generate_in(process, process.contexts[ContextId(0)], max_tokens=3)
         for process in machine.processes
     ]
-    most = costs.loads_per_step
-    assert 0 < most < 7
-    plan = machine.kernel.plan()
-    assert plan is not None
-    assert 0 < sum(len(load.pages) for load in plan.moves.loads) <= most
-    machine.kernel.commit(plan, machine.execute(plan), 0.01)
-    machine.run()
+    num_loads = []
+    while True:
+        most = costs.loads_per_step
+        if (plan := machine.kernel.plan()) is None:
+            break
+        num_loads.append(sum(len(load.pages) for load in plan.moves.loads))
+        assert num_loads[-1] <= most
+        machine.kernel.commit(plan, machine.execute(plan), 0.01)
+        machine.check()
+    assert max(num_loads) > 0
     assert all(job.error is None for job in jobs)
