@@ -233,7 +233,7 @@ def _resume(
         machine.kernel.pool.drop_cache()
         return seconds * 1e3
 
-    sides = {side: lambda _n, s=side: measure(s) for side in (DISK, COLD, COMPUTE)}  # type: ignore[misc]
+    sides = {side: lambda _n, s=side: measure(s) for side in (DISK, COLD, COMPUTE)}
     measured = harness.alternate(sides, repetitions=repetitions)
     if len(said) != 1:
         raise SystemExit(f"Ways to come back differ in what is said: {said}")

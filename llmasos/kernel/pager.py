@@ -137,22 +137,22 @@ class Pager:
         """A new plan: as many pages may be loaded as take about as long as a full step."""
         self._load_budget = self.costs.loads_per_step
 
-    def stored(self, context: Context, end: int) -> tuple[StoredPage, ...]:
+    def stored(self, context: Context, end: int) -> tuple[StoredPage, ...] | None:
         """The context's next pages up to position `end` that are to be loaded; none if computing
-        them is cheaper."""
+        them is cheaper, None if this step loads enough as it is and they should wait for the next."""
         if self.swap is None or not context.is_at_page_end:
             return ()
         run: list[StoredPage] = []
         for page in _next_pages(context, min(end, len(context.tokens) - 1), self._pool.page_size):
-            if len(run) >= self._load_budget:
-                break
             found = next((choice for choice in page if self._is_stored(choice.key)), None)
             if found is None:
                 break
             run.append(found)
             if found.num_tokens < self._pool.page_size:
                 break
-        return tuple(run) if run and self._is_worth_loading(run) else ()
+        if not run or not self._is_worth_loading(run):
+            return ()
+        return tuple(run[: self._load_budget]) if self._load_budget > 0 else None
 
     def _is_stored(self, key: bytes) -> bool:
         """Saved, or to be saved at the beginning of the step that is being planned."""

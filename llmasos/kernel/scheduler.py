@@ -139,7 +139,13 @@ class Scheduler:
             num_tokens = min(num_tokens, draft.num_prompt_tokens)
         if not num_tokens or context.next_page_key(job.end_of_reuse) in draft.pages_under_way:
             return
+        needed = self._pool.pages_for(job.end)
+        if needed > self._pool.num_pages:  # it would only take from the others, again and again
+            job.fail(too_large(job.end, needed, self._pool.num_pages))
+            return
         stored = self._pager.stored(context, job.end_of_reuse)
+        if stored is None:
+            return
         num_stored = sum(page.num_tokens for page in stored)
         num_tokens = num_stored or num_tokens
         copies = self._reserve(job, context.num_computed + num_tokens, draft, victims)
@@ -176,7 +182,7 @@ class Scheduler:
         """Alone and still short of pages: start over without its shared ones, or fail for good."""
         needed = self._pool.pages_for(job.end)
         if job.context.page_ids and needed <= self._pool.num_pages:
-            job.context.drop_pages()
+            self._pager.park(job.context)
             return True
         job.fail(too_large(job.end, needed, self._pool.num_pages))
         return False

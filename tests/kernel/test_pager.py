@@ -6,6 +6,9 @@ import random
 
 import pytest
 
+from llmasos.kernel.abi import ContextId
+from llmasos.kernel.costs import Line
+from llmasos.kernel.errors import OutOfMemory
 from llmasos.kernel.jobs import GenerateJob
 from llmasos.kernel.process import Process
 from llmasos.kernel.scripted import ScriptedCore
@@ -244,3 +247,34 @@ def test_two_thousand_processes_end_with_every_page_free() -> None:
     machine.check()
     assert machine.kernel.pool.num_free == 24
     assert machine.kernel.status().pages_loaded > 0
+
+
+def test_what_outgrows_the_pool_does_not_keep_the_others_loading_for_ever() -> None:
+    machine = swapping_machine(num_pages=7, page_size=2, step_tokens=7)
+    large = machine.generate("grows till", max_tokens=20)
+    others = [machine.generate(f"{n} other", max_tokens=5) for n in range(4)]
+    machine.run()
+    assert isinstance(large.error, OutOfMemory)
+    assert [job.result.text for job in others] == [continuation(f"{n} other", 5) for n in range(4)]
+
+
+def test_a_step_loads_no_more_than_takes_as_long_as_computing_one() -> None:
+    machine = swapping_machine(num_pages=40, page_size=4, step_tokens=8)
+    turns(machine, num_processes=16, num_turns=1)
+    costs = machine.kernel.pager.costs
+    costs.load = Line(prior=0.05)
+    jobs = [
+        machine.generate_in(process, process.contexts[ContextId(0)], max_tokens=3)
+        for process in machine.processes
+    ]
+    num_loads = []
+    while True:
+        most = costs.loads_per_step
+        if (plan := machine.kernel.plan()) is None:
+            break
+        num_loads.append(sum(len(load.pages) for load in plan.moves.loads))
+        assert num_loads[-1] <= most
+        machine.kernel.commit(plan, machine.execute(plan), 0.01)
+        machine.check()
+    assert max(num_loads) > 0
+    assert all(job.error is None for job in jobs)
