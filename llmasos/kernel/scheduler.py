@@ -69,6 +69,8 @@ class _Draft:
     slices: list[SequenceSlice] = field(default_factory=list)
     copies: list[PageCopy] = field(default_factory=list)
     loads: list[PageLoad] = field(default_factory=list)
+    parked: set[int] = field(default_factory=set)
+    """Contexts that gave their pages up in this draft: they find them again in the next step."""
     pages_under_way: set[tuple[NodeId, tuple[int, ...]]] = field(default_factory=set)
 
 
@@ -109,6 +111,8 @@ class Scheduler:
 
     def _admit(self, job: Job, draft: _Draft, victims: _Victims) -> None:
         context = job.context
+        if id(context) in draft.parked:
+            return
         if context.next_page_key(job.end_of_reuse) in draft.pages_under_way:
             return
         needed = self._pool.pages_for(job.end)
@@ -145,6 +149,7 @@ class Scheduler:
             if victim is None:
                 return None
             self._pager.park(victim)
+            draft.parked.add(id(victim))
             self.num_preempted += 1
         return copies
 
