@@ -60,6 +60,8 @@ class _Draft:
     slices: list[SequenceSlice] = field(default_factory=list)
     copies: list[PageCopy] = field(default_factory=list)
     loads: list[PageLoad] = field(default_factory=list)
+    parked: set[int] = field(default_factory=set)
+    """Contexts that gave their pages up in this draft: they find them again in the next step."""
     pages_under_way: set[tuple[NodeId, tuple[int, ...]]] = field(default_factory=set)
 
 
@@ -133,6 +135,8 @@ class Scheduler:
 
     def _admit(self, job: Job, draft: _Draft, victims: _Victims) -> None:
         context = job.context
+        if id(context) in draft.parked:
+            return
         is_prompt = job.num_remaining > 1
         num_tokens = min(job.num_remaining, draft.num_tokens)
         if is_prompt:
@@ -175,6 +179,7 @@ class Scheduler:
             if victim is None:
                 return None
             self._pager.park(victim)
+            draft.parked.add(id(victim))
             self.num_preempted += 1
         return copies
 

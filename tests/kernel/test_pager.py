@@ -278,3 +278,15 @@ def test_a_step_loads_no_more_than_takes_as_long_as_computing_one() -> None:
         machine.check()
     assert max(num_loads) > 0
     assert all(job.error is None for job in jobs)
+
+
+def test_whoever_is_parked_in_a_plan_finds_its_pages_again_and_computes_nothing_twice() -> None:
+    machine = swapping_machine(num_pages=48, page_size=32, step_tokens=256)
+    prompts = [f"{n:02}" * 150 for n in range(16)]
+    opened = [machine.context(prompt) for prompt in prompts]
+    for turn in range(3):
+        for process, context in opened:
+            machine.kernel.append(process, context, [97] * 4 * bool(turn))
+            machine.generate_in(process, context, max_tokens=8)
+        machine.run()
+    assert recomputed(machine) == 0
