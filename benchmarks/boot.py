@@ -10,6 +10,7 @@ question is asked, as `llmasos ask` does, and a second one.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import psutil
 
 from benchmarks import harness
 from benchmarks.harness import Bar, Report, Samples
@@ -27,6 +27,9 @@ from benchmarks.harness import Bar, Report, Samples
 QUESTIONS = ("What is the capital of France?", "How many legs does a spider have?")
 MEASURES = ("ready_s", "first_token_s", "next_first_token_s")
 OURS, PEER = "llmasos", "transformers"
+
+BORN = "LLMASOS_BENCHMARK_BORN"
+"""Environment variable: when the parent started a child, Unix seconds."""
 
 
 def main() -> int:
@@ -72,7 +75,8 @@ def _home_with_same_models(folder: Path) -> Path:
 def _child(side: str, home: Path, model: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.boot", "--model", model]
     command += ["--child", side, str(home)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, BORN: repr(time.time())}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise SystemExit(done.stderr.strip().splitlines()[-1])
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -142,8 +146,9 @@ def _result(ready: float, answers: list[tuple[float, str]]) -> dict[str, Any]:
 
 
 def _age_s() -> float:
-    """Seconds since the operating system made this process (to about 10 ms)."""
-    return float(time.time() - psutil.Process().create_time())
+    """Seconds since our parent asked for this process. (Linux dates a process from the second of the
+    machine's own boot, which is up to a second off.)"""
+    return time.time() - float(os.environ[BORN])
 
 
 CHILDREN = {OURS: _ours, PEER: _peer}
