@@ -12,8 +12,7 @@
     │   └── UsageError          a command line that cannot be understood
     ├── ProcessError            about a process, to whoever asked
     │   ├── NoSuchProcess
-    │   ├── NoSuchApp
-    │   └── NotPermitted        the asker may not do this to that process
+    │   └── NoSuchApp
     ├── SyscallError            the process's, or its model's: the call did not happen as asked
     │   ├── InvalidArguments
     │   ├── NoSuchSyscall
@@ -91,10 +90,6 @@ class NoSuchApp(ProcessError):
     """No app of that name is installed."""
 
 
-class NotPermitted(ProcessError):
-    """The asker holds no authority over that process."""
-
-
 class SyscallError(LlmosError):
     """A syscall that did not happen as asked. `code` is stable and crosses process borders."""
 
@@ -163,21 +158,3 @@ class Failed(SyscallError):
 
 class AppError(LlmosError):
     """An app cannot go on, and its user should read why. Ends the process with exit code 1."""
-
-
-SYSCALL_ERRORS: dict[str, type[SyscallError]] = {
-    error.code: error
-    for error in (
-        InvalidArguments,
-        NoSuchSyscall,
-        PermissionDenied,
-        LimitExceeded,
-        TimedOut,
-        ContextTooLong,
-        OutOfMemory,
-        CoreFailed,
-        Interrupted,
-        Failed,
-    )
-}
-"""Errors by code, for the far side of a socket."""

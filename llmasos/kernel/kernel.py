@@ -307,11 +307,6 @@ class Kernel:
             job.interrupt(self._now())
             self._settle(job)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a job could run in a next step."""
-        return any(not job.process.stopped for job in self._jobs)
-
     def plan(self) -> Plan | None:
         """The next step, or None. A step must be committed before the next is planned."""
         if self._in_flight is not None:

@@ -204,10 +204,6 @@ class ScriptedCore:
             raise KernelBug(f"a page of {len(content)} bytes was to be put back")
         self._slots[page_id] = np.frombuffer(content, dtype=np.int64)
 
-    def poison(self, page_ids: Iterable[PageId]) -> None:
-        """Overwrite pages, as whoever owns them next would."""
-        self._slots[list(page_ids)] = -1
-
     def _write(self, piece: SequenceSlice) -> None:
         if not piece.tokens or len(piece.page_ids) * self.info.page_size < piece.end:
             raise KernelBug("a slice is empty or its page table does not cover it")
