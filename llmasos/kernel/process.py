@@ -77,6 +77,7 @@ class Process:
     num_streams: int = 0
     num_children: int = 0
     next_context_id: int = 0
+    num_scratch: int = 0
 
     stopped: bool = False
     waits_since: float = 0.0
