@@ -134,6 +134,18 @@ class Kernel:
             raise NoSuchProcess(f"Process {pid} has exited.")
         return process
 
+    def first_pid(self, pid: Pid) -> None:
+        """Number processes from here on: those of earlier kernels keep their numbers."""
+        self._next_pid = max(self._next_pid, pid)
+
+    def restore_process(self, process: Process) -> None:
+        """Take in a process of an earlier kernel, live or finished."""
+        self.processes[process.pid] = process
+        if process.exit is None:
+            self.groups.enter(process.group)
+        elif process.reaped:
+            self._finished.append(process.pid)
+
     def create_process(
         self,
         program: Program,
@@ -228,6 +240,7 @@ class Kernel:
         if process.reaped or process.exit is None:
             return
         process.reaped = True
+        self.record(process, ("reap",))
         self._finished.append(pid)
         while len(self._finished) > self.options.num_finished_kept:
             forgotten = self.processes.pop(self._finished.popleft())

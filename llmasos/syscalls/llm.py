@@ -54,6 +54,8 @@ async def generate(
         matcher=matcher,
         on_chunk=call.on_chunk,
     )
+    if call.chunks:
+        job.take_up(call.chunks, call.runtime.now())
     result: Generation = await call.runtime.run_job(call, job)
     return result
 

@@ -1,0 +1,226 @@
+"""Kernels end at bad moments; their processes come back and end as if nothing had been."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from llmasos.kernel.abi import Effect, Pid
+from llmasos.kernel.errors import MaybeDone
+from llmasos.kernel.program import Port
+from llmasos.kernel.runtime import Runtime
+from llmasos.kernel.syscall import Call, syscall
+from tests.kernel.journal.reboots import Machine, Program
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def write(port: Port, text: str) -> None:
+    await port.syscall("io.write", {"text": text})
+
+
+async def story(port: Port, params: Mapping[str, Any]) -> None:
+    """Several generations, one after another, in two contexts."""
+    await port.syscall("ctx.open", {})
+    await port.syscall("ctx.append", {"context": 0, "text": params.get("about", "once")})
+    for chapter in range(3):
+        result = await port.syscall("llm.generate", {"context": 0, "max_tokens": 12})
+        await write(port, f"{chapter}:{result.text}\n")
+        other = await port.syscall("ctx.fork", {"context": 0})
+        aside = await port.syscall("llm.generate", {"context": other, "max_tokens": 5})
+        await write(port, f"({aside.text})")
+        await port.syscall("ctx.close", {"context": other})
+
+
+async def steps(runtime: Runtime, num: int) -> None:
+    """Let a kernel get on by so many steps of its engine."""
+    until = runtime.kernel.num_steps + num
+    while runtime.kernel.num_steps < until:
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 7, 11, 13, 14, 20, 29, 36, 44])
+async def test_a_generation_goes_on_at_its_token_after_a_crash(num_steps: int) -> None:
+    undisturbed = Machine()
+    undisturbed.app(story)
+    expected = await undisturbed.run("story")
+    machine = Machine()
+    machine.app(story)
+    async with machine.booted(crashes=True) as runtime:
+        await runtime.spawn("story")
+        await steps(runtime, num_steps)
+    async with machine.booted() as runtime:
+        assert machine.recovered.running == [Pid(1)]
+        assert (await runtime.wait(Pid(1))).code == 0
+        assert runtime.output_text(Pid(1)) == expected
+
+
+async def test_many_processes_survive_many_crashes() -> None:
+    undisturbed = Machine(num_pages=512)
+    undisturbed.app(story)
+    expected = {n: await undisturbed.run("story", {"about": f"tale {n}"}) for n in range(6)}
+    machine = Machine(num_pages=512)
+    machine.app(story)
+    async with machine.booted(crashes=True) as runtime:
+        pids = {n: await runtime.spawn("story", {"about": f"tale {n}"}) for n in range(6)}
+        await steps(runtime, 2)
+    for _ in range(12):
+        async with machine.booted(crashes=True) as runtime:
+            await steps(runtime, 3)
+    async with machine.booted() as runtime:
+        for n, pid in pids.items():
+            if pid in runtime.kernel.processes:
+                await runtime.wait(pid)
+                assert runtime.output_text(pid) == expected[n]
+
+
+async def test_processes_of_an_orderly_end_do_not_come_back_unless_suspended() -> None:
+    machine = Machine()
+    machine.app(story)
+    async with machine.booted() as runtime:
+        await runtime.spawn("story")
+    async with machine.booted() as runtime:
+        assert runtime.ps() == []
+        pid = await runtime.spawn("story")
+        assert pid == 2
+        runtime.suspend()
+    async with machine.booted() as runtime:
+        assert machine.recovered.running == [pid]
+        assert (await runtime.wait(pid)).code == 0
+
+
+async def test_children_come_back_with_their_parents_and_are_waited_for() -> None:
+    machine = Machine(num_pages=256)
+
+    async def parent(port: Port, params: Mapping[str, Any]) -> None:
+        pids = [
+            await port.syscall("proc.spawn", {"app": "story", "params": {"about": f"child {n}"}})
+            for n in range(3)
+        ]
+        for pid in pids:
+            outcome = await port.syscall("proc.wait", {"pid": pid})
+            await write(port, f"{pid} {outcome['code']} {outcome['output']}")
+
+    machine.app(parent)
+    machine.app(story)
+    expected = await Machine(num_pages=256).also(machine).run("parent")
+    for num_steps in (1, 10, 30):
+        crashing = Machine(num_pages=256).also(machine)
+        async with crashing.booted(crashes=True) as runtime:
+            await runtime.spawn("parent")
+            await steps(runtime, num_steps)
+        async with crashing.booted() as runtime:
+            await runtime.wait(Pid(1))
+            assert runtime.output_text(Pid(1)) == expected
+
+
+async def test_tasks_of_an_app_that_race_are_replayed_in_their_order() -> None:
+    machine = Machine(num_pages=256)
+
+    async def racer(port: Port, params: Mapping[str, Any]) -> None:
+        order: list[str] = []
+
+        async def run(name: str, num_tokens: int) -> None:
+            number = await port.syscall("ctx.open", {})
+            await port.syscall("ctx.append", {"context": number, "text": name})
+            result = await port.syscall(
+                "llm.generate", {"context": number, "max_tokens": num_tokens}
+            )
+            order.append(f"{name}={result.text}")
+            await write(port, f"{order}\n")
+
+        async with anyio.create_task_group() as group:
+            for n, name in enumerate(["anna", "bert", "cleo", "dora"]):
+                group.start_soon(run, name, 4 + 3 * (n % 2))
+
+    machine.app(racer)
+    expected = await Machine(num_pages=256).also(machine).run("racer")
+    for num_steps in range(1, 9):
+        crashing = Machine(num_pages=256).also(machine)
+        async with crashing.booted(crashes=True) as runtime:
+            await runtime.spawn("racer")
+            await steps(runtime, num_steps)
+        async with crashing.booted() as runtime:
+            await runtime.wait(Pid(1))
+            assert runtime.output_text(Pid(1)) == expected
+
+
+async def test_a_changed_app_diverges_and_says_how() -> None:
+    machine = Machine()
+
+    async def fickle(port: Port, params: Mapping[str, Any]) -> None:
+        await write(port, machine.words)
+        await port.syscall("time.sleep", {"seconds": 1000})
+
+    machine.app(fickle)
+    machine.words = "before"
+    async with machine.booted(crashes=True) as runtime:
+        await runtime.spawn("fickle")
+        while not runtime.info(Pid(1)).wchan:
+            await anyio.lowlevel.checkpoint()
+        await runtime.flushed()
+    machine.words = "after"
+    async with machine.booted() as runtime:
+        while not (note := runtime.info(Pid(1)).note):
+            await anyio.lowlevel.checkpoint()
+        assert "io.write(text='before')" in note
+        assert "now: io.write(text='after')" in note
+        assert runtime.info(Pid(1)).exit is None
+
+
+async def test_a_newer_version_of_an_app_is_held() -> None:
+    machine = Machine()
+    machine.app(story)
+    async with machine.booted(crashes=True) as runtime:
+        await runtime.spawn("story")
+        await steps(runtime, 3)
+    machine.apps["story"] = Program("story", story, version="2")
+    async with machine.booted() as runtime:
+        assert machine.recovered.held[Pid(1)].startswith("It was begun by story 1")
+        assert runtime.info(Pid(1)).note
+
+
+class World:
+    """What external calls change; outlives every kernel."""
+
+    def __init__(self) -> None:
+        self.mails: list[str] = []
+        self.hangs = anyio.Event()
+
+
+async def test_an_external_call_cut_short_is_told_of_and_not_repeated() -> None:
+    world = World()
+
+    @syscall("mail.send", effect=Effect.EXTERNAL)
+    async def send(call: Call, text: str) -> None:
+        """Send a mail, and hang."""
+        world.mails.append(text)
+        if text == "slow":
+            await anyio.sleep_forever()
+
+    async def mailer(port: Port, params: Mapping[str, Any]) -> None:
+        await port.syscall("mail.send", {"text": "fast"})
+        try:
+            await port.syscall("mail.send", {"text": "slow"})
+        except MaybeDone as error:
+            await write(port, str(error))
+
+    machine = Machine(syscalls=(send,))
+    machine.app(mailer)
+    async with machine.booted(crashes=True) as runtime:
+        await runtime.spawn("mailer")
+        while world.mails != ["fast", "slow"]:
+            await anyio.lowlevel.checkpoint()
+    async with machine.booted() as runtime:
+        await runtime.wait(Pid(1))
+        assert "mail.send was under way" in runtime.output_text(Pid(1))
+    assert world.mails == ["fast", "slow"]
