@@ -13,6 +13,9 @@
     ├── ProcessError            about a process, to whoever asked
     │   ├── NoSuchProcess
     │   └── NoSuchApp
+    ├── JournalDamaged          what is recorded of one process fails its checks
+    ├── JournalFailed           the journal could not be written or read; nothing changed
+    │   └── JournalFull         the disk is full; the same write works once there is room
     ├── SyscallError            the process's, or its model's: the call did not happen as asked
     │   ├── InvalidArguments
     │   ├── NoSuchSyscall
@@ -88,6 +91,18 @@ class NoSuchProcess(ProcessError):
 
 class NoSuchApp(ProcessError):
     """No app of that name is installed."""
+
+
+class JournalDamaged(LlmosError):
+    """What the journal holds of a process fails its checks; other processes are not affected."""
+
+
+class JournalFailed(LlmosError):
+    """The disk under the journal failed; the journal is as it was before."""
+
+
+class JournalFull(JournalFailed):
+    """The disk is full. The same batch can be written again once there is room."""
 
 
 class SyscallError(LlmosError):

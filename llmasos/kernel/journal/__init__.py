@@ -1,0 +1,1 @@
+"""The journal: what every process did, on disk."""
