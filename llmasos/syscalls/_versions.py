@@ -17,12 +17,13 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmasos.kernel.errors import Failed
 from llmasos.kernel.syscall import Call
+from llmasos.syscalls._database import database, transaction
 from llmasos.syscalls._oserrors import telling
 from llmasos.syscalls._paths import READ_FILE, Place, Root, shown
 
@@ -32,7 +33,6 @@ MAX_VERSIONS = 50
 MAX_TOTAL_BYTES = 512 * 2**20
 """Of all contents in a home."""
 MAX_TOTAL_VERSIONS = 20_000
-LOCK_S = 10.0
 
 _TABLES = """
     CREATE TABLE contents (digest BLOB NOT NULL UNIQUE, data BLOB NOT NULL);
@@ -60,7 +60,6 @@ _TABLES = """
         DELETE FROM contents WHERE digest = old.digest
             AND NOT EXISTS (SELECT 1 FROM versions WHERE digest = old.digest);
     END;
-    PRAGMA user_version = 1;
 """
 _TOO_LARGE = b"too large to keep"
 
@@ -156,59 +155,13 @@ def _content(root: Root, place: Place) -> tuple[int, bytes | None] | None:
 
 @contextmanager
 def _store(cache_folder: Path, path: str) -> Iterator[_Store]:
-    """The open store; a damaged one is put aside and another begun."""
-    file = cache_folder.parent / "versions" / "versions.db"
     try:
-        connection = _open(file)
-    except sqlite3.OperationalError as error:
-        raise _unusable(path, error) from error
-    except sqlite3.DatabaseError:
-        _put_aside(file)
-        connection = _open_anew(file, path)
-    except OSError as error:
-        raise _unusable(path, error) from error
-    with closing(connection):
-        try:
+        with database(cache_folder.parent / "versions" / "versions.db", _TABLES) as connection:
             yield _Store(connection)
-        except sqlite3.Error as error:
-            raise _unusable(path, error) from error
-
-
-def _open_anew(file: Path, path: str) -> sqlite3.Connection:
-    try:
-        return _open(file)
-    except (sqlite3.Error, OSError) as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: str, error: Exception) -> Failed:
-    return Failed(
-        f"{shown(path)} was left as it is: the store of earlier versions cannot be used ({error})."
-    )
-
-
-def _open(file: Path) -> sqlite3.Connection:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-    connection = sqlite3.connect(file, timeout=LOCK_S, isolation_level=None)
-    try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
-        connection.execute("PRAGMA synchronous = FULL")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _put_aside(file: Path) -> None:
-    """Out of the way, not gone: somebody may still get something out of it."""
-    for ending in ("", "-wal", "-shm"):
-        with suppress(OSError):
-            os.replace(f"{file}{ending}", f"{file}.damaged{ending}")
+    except (OSError, sqlite3.Error) as error:
+        raise Failed(
+            f"{shown(path)} was left as it is: the store of earlier versions cannot be used ({error})."
+        ) from error
 
 
 class _Store:
@@ -220,7 +173,7 @@ class _Store:
     def add(self, path: bytes, version: Version, data: bytes | None) -> None:
         """Add a version, unless it is the latest one already, and drop what is too much."""
         digest = _TOO_LARGE if data is None else hashlib.sha256(data).digest()
-        with self._transaction():
+        with transaction(self._connection):
             number, latest = self._connection.execute(
                 "SELECT ifnull(max(number), 0), digest FROM versions WHERE path = ?", (path,)
             ).fetchone()
@@ -299,13 +252,3 @@ class _Store:
     def _total_bytes(self) -> int:
         (total,) = self._connection.execute("SELECT size_bytes FROM total").fetchone()
         return int(total)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        finally:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
