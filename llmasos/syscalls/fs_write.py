@@ -22,6 +22,7 @@ from llmasos.syscalls._paths import (
     shown,
 )
 from llmasos.syscalls._text import size_text
+from llmasos.syscalls._versions import keep
 
 MAX_FILE_BYTES = 16 * 2**20
 """The largest file that these calls make or change."""
@@ -68,6 +69,7 @@ def write(
         place = root.locate(path, make_folders=True)
         with locked(place.folder_fd):
             refuse_unwritable(place, path)
+            keep(call, root, place, "fs.write")
             replace(place, data)
     return _written("Wrote", place, text, len(data))
 
@@ -85,6 +87,7 @@ def append(
             place = root.locate(path)
             refuse_unwritable(place, path)
             data = _appended(_content(root, place, path), text, path)
+            keep(call, root, place, "fs.append")
             replace(place, data)
     return _written("Added to", place, text, len(data))
 
@@ -109,6 +112,7 @@ def edit(
             span = exact_span(before, with_line_end(old, line_end), shown(path))
             after = before[: span[0]] + with_line_end(new, line_end) + before[span[1] :]
             data = mark + _encoded(after, codec)
+            keep(call, root, place, "fs.edit")
             replace(place, data)
     readable = readable_name(place.path)
     return EditResult(
@@ -122,6 +126,7 @@ def remove(call: Call, path: Annotated[str, Field(description="File to delete")]
     with Root(call.root) as root:
         place = _changeable(root, path)
         with locked(place.folder_fd), telling(shown(path)):
+            keep(call, root, place, "fs.remove")
             if place.kind == "folder":
                 os.rmdir(place.name, dir_fd=place.folder_fd)
             else:
@@ -142,6 +147,7 @@ def move(
         target = _target(root, to, source)
         with locked(source.folder_fd, target.folder_fd), telling(shown(to)):
             _refuse_taken(target, to)
+            keep(call, root, source, "fs.move")
             os.rename(
                 source.name,
                 target.name,
