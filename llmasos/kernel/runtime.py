@@ -505,6 +505,7 @@ class Runtime:
         """A process's task is over; without a status the kernel's own end has ended it."""
         comes_back = status is None and (self._is_suspending or not self.is_ending)
         status = status or KERNEL_ENDED
+        self._is_suspending = self._is_suspending or comes_back
         if self._journal is not None and not comes_back:
             self._journal.end(process.pid, status, self.now())
         self.kernel.exit_process(process.pid, status)
