@@ -26,16 +26,19 @@ from llmasos.kernel.errors import (
 )
 from llmasos.kernel.journal import upkeep
 from llmasos.kernel.journal.change import Change, Known
+from llmasos.kernel.journal.checkup import fault_of, suspicion_of
 from llmasos.kernel.journal.connect import (
     as_failures,
     connect_checkpointer,
     connect_reader,
     connect_writer,
     create_private,
+    is_damage,
     wal_of,
 )
 from llmasos.kernel.journal.entries import Batch, JournalStatus, Level, ProcessRow, Retention
 from llmasos.kernel.journal.reader import Reader
+from llmasos.kernel.journal.salvage import finish, salvage
 from llmasos.kernel.journal.schema import (
     MIGRATIONS,
     Migration,
@@ -189,7 +192,7 @@ class JournalStore:
             for pid in sorted(self._unarchived - self._known.num_events.keys())[:_SLICE_ARCHIVED]:
                 self._archive_if_whole(Pid(pid))
             self._apply_retention()
-            with self._lock, as_failures(self._path):
+            with self._lock, self._failures():
                 upkeep.give_back(self._connection)
             self._write_back()
 
@@ -213,7 +216,11 @@ class JournalStore:
         return self._writer
 
     def _open_writer(self, migrations: Sequence[Migration]) -> None:
+        finish(self._path)
         create_private(self._path)
+        fault = fault_of(self._path, migrations)
+        if fault is not None:
+            self._warning = salvage(self._path, fault, self._clock())
         self._writer = connect_writer(self._path, self._level)
         migrate(self._writer, migrations)
         self._checkpointer = connect_checkpointer(self._path)
@@ -227,9 +234,20 @@ class JournalStore:
         self._reader = Reader(self._path)
 
     @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Errors as this module's; damage is looked into when the file is opened the next time."""
+        with as_failures(self._path):
+            try:
+                yield
+            except sqlite3.Error as error:
+                if is_damage(error):
+                    suspicion_of(self._path).touch(mode=0o600)
+                raise
+
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._connection
-        with as_failures(self._path):
+        with self._failures():
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
@@ -257,7 +275,7 @@ class JournalStore:
             self._unarchived.discard(pid)  # it stays as it is, for whoever wants to look
 
     def _apply_retention(self) -> None:
-        with self._lock, as_failures(self._path):
+        with self._lock, self._failures():
             pids = upkeep.outdated(
                 self._connection, self._retention, self._known.num_reaped, self._clock()
             )
@@ -281,5 +299,5 @@ class JournalStore:
     def _write_back(self) -> None:
         """Beside the writer, whom it does not hold up: what he adds meanwhile waits for next time."""
         if self._checkpointer is not None:
-            with as_failures(self._path):
+            with self._failures():
                 self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
