@@ -6,8 +6,6 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pytest
-
 from llmasos.kernel.abi import Pid
 from llmasos.kernel.errors import JournalDamaged, NoSuchProcess
 from llmasos.kernel.journal.entries import Batch, Ending, Entry, ProcessRow
@@ -127,10 +125,3 @@ def flip(path: Path, place: float, bit: int) -> None:
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 1 << bit
     path.write_bytes(content)
-
-
-def refuses(store: JournalStore, pid: int) -> bool:
-    """Whether the store says that it does not know all of a process."""
-    with pytest.raises(JournalDamaged):
-        store.events(Pid(pid))
-    return True
