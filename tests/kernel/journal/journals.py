@@ -65,6 +65,13 @@ class Model:
     def delete(self, pid: int) -> None:
         del self.rows[pid], self.events[pid]
 
+    def copy(self) -> Model:
+        events = {pid: [*texts] for pid, texts in self.events.items()}
+        return Model(dict(self.rows), events, self.next_pid)
+
+    def newest_first(self) -> list[ProcessRow]:
+        return sorted(self.rows.values(), key=lambda row: -row.pid)
+
     def select(self, *, ended: bool, reaped: bool = False) -> list[int]:
         rows = sorted(self.rows.values(), key=lambda row: row.pid)
         return [
@@ -73,7 +80,7 @@ class Model:
 
     def check_whole(self, store: JournalStore) -> None:
         """Everything is there, and nothing else."""
-        rows = sorted(self.rows.values(), key=lambda row: -row.pid)
+        rows = self.newest_first()
         assert store.rows() == rows
         assert [row.pid for row in store.unfinished()] == self.select(ended=False)
         assert [row.pid for row in store.zombies()] == self.select(ended=True)

@@ -128,13 +128,16 @@ def test_a_long_archive_is_in_parts_that_can_be_read_alone(path: Path, store: Jo
         ]
 
 
-def test_maintaining_archives_what_has_ended_and_keeps_the_rest(store: JournalStore) -> None:
+def test_maintaining_archives_what_has_ended_and_keeps_the_rest(
+    path: Path, store: JournalStore
+) -> None:
     for pid in range(1, 30):
         finish(store, pid)
     store.write(Batch((spawned(30),), (entry(30, 0, 4),)))
     for _ in range(10):
         store.maintain()
-    assert store._unarchived == {30}
+    with sqlite3.connect(path) as connection:
+        assert [*connection.execute("SELECT DISTINCT pid FROM entries")] == [(30,)]
     assert all(store.events(Pid(pid)) == texts(pid, 0, 3) for pid in range(1, 30))
     store.write(Batch(entries=(entry(30, 4),)))
     assert store.events(Pid(30)) == texts(30, 0, 5)

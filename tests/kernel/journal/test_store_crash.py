@@ -68,8 +68,7 @@ def test_a_killed_writer_loses_no_batch_it_was_told_is_written(path: Path) -> No
 
 def store_has_more(store: JournalStore, writer: Killed, model: Model) -> bool:
     """Whether the batch in hand had got there, though nobody was told so yet."""
-    told = Model(dict(model.rows), {pid: [*events] for pid, events in model.events.items()})
-    told.next_pid = model.next_pid
+    told = model.copy()
     writer.tell(told, writer.num_written)
     num_events = sum(row.num_events for row in store.rows(limit=1_000_000))
     num_told = sum(map(len, told.events.values()))
