@@ -168,7 +168,7 @@ class Swap:
     def read(self, wanted: Sequence[Wanted], *, now: Callable[[], float]) -> Reads:
         """Begin to fill each target with its page, every byte checked. A page that is not as it was
         written, or not of its target's size, is not found, and forgotten."""
-        reads = Reads(wanted, self._read_into, now=now)
+        reads = Reads(wanted, self._read_into, order=self._in_file_order(wanted), now=now)
         reads.start(self._readers, NUM_READERS)
         return reads
 
@@ -189,6 +189,7 @@ class Swap:
         self.flush()
         self._writer.shutdown()
         self._readers.shutdown()
+        self._storage.close()
 
     def clear(self) -> None:
         """Forget and delete everything that is written; blocks."""
@@ -212,6 +213,13 @@ class Swap:
             )
 
     # --- within: reading
+
+    def _in_file_order(self, wanted: Sequence[Wanted]) -> list[int]:
+        """Numbers of the pages, those in memory first, then as they lie on the disk."""
+        with self._changed:
+            places = [self._places.get(key) for key, _ in wanted]
+        where = [(place.segment, place.offset) if place else (-1, 0) for place in places]
+        return sorted(range(len(wanted)), key=where.__getitem__)
 
     def _read_into(self, key: bytes, target: memoryview) -> bool:
         with self._changed:

@@ -15,7 +15,10 @@ import hashlib
 import os
 import re
 import struct
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +34,7 @@ _MAGIC = b"LLM2"
 _CHECKSUM_BYTES = 8
 _HEADER = struct.Struct(f"<4sI{_CHECKSUM_BYTES}s{KEY_BYTES}s")
 _ROW_WORDS = 512
+MAX_OPEN_FILES = 8
 HEADER_BYTES = _HEADER.size
 _SEGMENT_NAME = re.compile(r"[0-9]{8}\.seg")
 
@@ -62,6 +66,63 @@ class Storage(Protocol):
         """Delete a file; one that is gone already is no error."""
         ...
 
+    def close(self) -> None:
+        """Nothing is read any more for now. Idempotent."""
+        ...
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    """A file kept open between reads, so that the system sees one reader go through it."""
+
+    file: FileIO
+    num_readers: int = 0
+    is_gone: bool = False
+    """Deleted, or put aside for others: the last reader closes it."""
+
+
+class _OpenFiles:
+    """The few files read last. Safe in any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._files: dict[str, _OpenFile] = {}
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[FileIO]:
+        """A file for a while; raises `OSError`."""
+        with self._lock:
+            entry = self._files.pop(name, None) or _OpenFile(FileIO(self._folder / name))
+            self._files[name] = entry
+            entry.num_readers += 1
+            while len(self._files) > MAX_OPEN_FILES:
+                self._put_aside(next(iter(self._files)))
+        try:
+            yield entry.file
+        finally:
+            with self._lock:
+                entry.num_readers -= 1
+                if entry.is_gone and not entry.num_readers:
+                    entry.file.close()
+
+    def forget(self, name: str) -> None:
+        """Close a file as soon as nobody reads it."""
+        with self._lock:
+            if name in self._files:
+                self._put_aside(name)
+
+    def close(self) -> None:
+        """Forget them all."""
+        for name in list(self._files):
+            self.forget(name)
+
+    def _put_aside(self, name: str) -> None:
+        entry = self._files.pop(name)
+        entry.is_gone = True
+        if not entry.num_readers:
+            entry.file.close()
+
 
 class SegmentFolder:
     """Segments in a folder that only its owner can read: what they hold is derived from private text."""
@@ -69,6 +130,7 @@ class SegmentFolder:
     def __init__(self, folder: Path) -> None:
         """Make the folder if need be. Raises `ConfigError` where that cannot be."""
         self._folder = folder
+        self._open = _OpenFiles(folder)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -89,7 +151,7 @@ class SegmentFolder:
     def read_into(self, name: str, offset: int, pieces: Sequence[memoryview]) -> int:
         """See `Storage.read_into`: one read for all, but for what a signal or the file's end cuts."""
         filled = 0
-        with open(self._folder / name, "rb", buffering=0) as file:
+        with self._open.reading(name) as file:
             while rest := _after(pieces, filled):
                 count = _scatter(file, offset + filled, rest)
                 if not count:
@@ -101,7 +163,7 @@ class SegmentFolder:
         """See `Storage.read_ahead`: into the system's page cache, where it takes such hints."""
         if not hasattr(os, "posix_fadvise"):
             return
-        with open(self._folder / name, "rb", buffering=0) as file:
+        with self._open.reading(name) as file:
             os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def append(self, name: str, pieces: Sequence[Buffer]) -> None:
@@ -118,7 +180,12 @@ class SegmentFolder:
 
     def remove(self, name: str) -> None:
         """See `Storage.remove`."""
+        self._open.forget(name)
         (self._folder / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """See `Storage.close`."""
+        self._open.close()
 
 
 def _after(pieces: Sequence[memoryview], num_bytes: int) -> list[memoryview]:

@@ -1,7 +1,8 @@
 """A batch of pages on their way from a swap into memory, read by several threads while others compute.
 
-Each thread takes the next page that nobody has taken, so the disk sees them nearly in order and one page is
-checked while another is read. Where a page comes from, and whether it is whole, is `Swap`'s business.
+Each thread takes the next page that nobody has taken, in the order in which they lie on the disk: it is read
+straight on, and one page is checked while another is read. Where a page comes from, and whether it is
+whole, is `Swap`'s business.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Reads:
         wanted: Sequence[Wanted],
         read: Callable[[bytes, memoryview], bool],
         *,
+        order: Sequence[int],
         now: Callable[[], float],
     ) -> None:
         self.ended_at = now()
@@ -29,7 +31,7 @@ class Reads:
         self._wanted = wanted
         self._read = read
         self._now = now
-        self._left = deque(range(len(wanted)))
+        self._left = deque(order)
         self._found = [False] * len(wanted)
         self._futures: list[Future[None]] = []
 

@@ -56,6 +56,9 @@ class Disk:
     def remove(self, name: str) -> None:
         self.files.pop(name, None)
 
+    def close(self) -> None:
+        pass
+
 
 class AtOnce(Executor):
     """Runs what it is given in the caller's thread."""
