@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import Core, CoreInfo, PageId, StepPlan, StepResult
-from llmasos.kernel.costs import Costs, WaitTimes
+from llmasos.kernel.costs import Costs, WaitTimes, work
 from llmasos.kernel.errors import KernelBug
-from llmasos.kernel.pages import PagePool
+from llmasos.kernel.pages import CachedPage, PagePool
 from llmasos.kernel.swap import Swap, page_key
 from llmasos.kernel.swap_reads import Reads
 
@@ -95,6 +95,7 @@ class Pager:
         self._fetched: set[bytes] = set()
         """Of each context whose pages were fetched ahead: the key of the first of them."""
         pool.on_evict = self._save
+        pool.cost_s = self._page_s
 
     # --- giving pages up
 
@@ -138,6 +139,14 @@ class Pager:
     def _is_worth_saving(self, context: Context) -> bool:
         return self.swap is not None and self.costs.is_loading_cheaper(max(context.num_computed, 1))
 
+    def _page_s(self, page: CachedPage) -> float:
+        """Seconds to have a cached page back once it is evicted."""
+        swap = self.swap
+        can_load = swap is not None and (
+            (page.is_wanted and swap.is_writable) or swap.has(page.key)
+        )
+        return self.costs.page_s(page.start, can_load=can_load)
+
     def _save(self, page_id: PageId, key: bytes) -> None:
         swap = self.swap
         if swap is not None and swap.is_writable and not swap.has(key):
@@ -153,7 +162,7 @@ class Pager:
         """The context's next pages up to position `end` that are to be loaded; none if computing
         them is cheaper, None if this step loads enough as it is and they should wait for the next."""
         run = list(self._run(context, end))
-        if not run or not self._is_worth_loading(run):
+        if not run or not self._is_worth_loading(run, context.num_computed):
             return ()
         return tuple(run[: self._load_budget]) if self._load_budget > 0 else None
 
@@ -173,8 +182,8 @@ class Pager:
         """Saved, or to be saved at the beginning of the step that is being planned."""
         return self.swap is not None and (key in self._saves or self.swap.has(key))
 
-    def _is_worth_loading(self, run: Sequence[StoredPage]) -> bool:
-        if self.costs.is_loading_cheaper(sum(page.num_tokens for page in run)):
+    def _is_worth_loading(self, run: Sequence[StoredPage], start: int) -> bool:
+        if self.costs.is_loading_cheaper(sum(page.num_tokens for page in run), start):
             return True
         self.costs.load.doubt()
         return False
@@ -247,7 +256,9 @@ class Pager:
     def measure(self, step: StepPlan, moves: Moves, result: StepResult) -> None:
         """Learn from what a step took."""
         self.num_saved += len(moves.saves)
-        self.costs.compute.observe(step.num_tokens, result.computing_s)
+        self.costs.compute.observe(
+            sum(work(len(piece.tokens), piece.start) for piece in step.slices), result.computing_s
+        )
         num_loaded = sum(result.loaded)
         self.num_loaded += num_loaded
         self.costs.load.observe(num_loaded, result.loading_s)
