@@ -17,12 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from benchmarks import harness
+from benchmarks import eviction, harness
 from benchmarks.harness import Bar, Report, Samples, timed
 from benchmarks.ours import stored_model
 from llmasos.kernel.abi import AppInfo, Capabilities, Limits, Sampling
 from llmasos.kernel.context import Context
 from llmasos.kernel.cores.torch_core import TorchCore
+from llmasos.kernel.eviction import GreedyDual, LeastRecentlyUsed
 from llmasos.kernel.jobs import GenerateJob, GenerateOptions, Job, PrefillJob
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -132,6 +133,7 @@ def main() -> int:
     options = parser.parse_args()
     bench = Bench(options.model, options.threads, options.quick)
     report = Report("memory")
+    _evictions(report, num=400 if options.quick else 2000)
     with TemporaryDirectory(prefix="llmasos-swap-") as folder:
         _forks_and_resumes(bench, report, Path(folder, "resume"))
         _more_than_memory(bench, report, Path(folder, "crowd"))
@@ -140,6 +142,22 @@ def main() -> int:
 
 def _row(report: Report, what: str, value: object, unit: str) -> None:
     report.rows.append({"what": what, "value": value, "unit": unit})
+
+
+def _evictions(report: Report, *, num: int) -> None:
+    """Pages by worth against pages by recency, without the model."""
+    harness.progress("evictions")
+    by_worth, by_recency = (
+        eviction.computed_tokens(order, num, seed=3)
+        for order in (GreedyDual(), LeastRecentlyUsed())
+    )
+    total = sum(map(len, eviction.prompts(num, seed=3)))
+    for what, computed in (("least recently used", by_recency), ("worth least", by_worth)):
+        _row(report, f"{num} prompts, pages {what} go: computed", computed, "tokens")
+        _row(report, "... and found", total - computed, "tokens")
+    report.bars.append(
+        Bar("tokens computed, by worth against by recency", by_worth / by_recency, 1, at_most=True)
+    )
 
 
 def _forks_and_resumes(bench: Bench, report: Report, folder: Path) -> None:
