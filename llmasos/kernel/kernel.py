@@ -374,7 +374,7 @@ class Kernel:
         if len(result.slices) != len(plan.jobs) or len(result.loaded) != len(loads):
             raise KernelBug("a core answered another number of slices or loads than it was asked")
         self.pager.measure(plan.step, plan.moves, result)
-        elapsed_s -= result.loading_s
+        elapsed_s -= result.stalled_s
         now = self._now()
         num_sampled = 0
         for job, piece, answer in zip(plan.jobs, plan.step.slices, result.slices, strict=True):
