@@ -36,6 +36,8 @@ class CoreInfo:
     """Law 6: logits depend on (model, tokens) alone, bit for bit."""
     description: str
     """For people: path, dtype, threads, instruction set."""
+    can_shift: bool = False
+    """Whether it is a `ShiftingCore`."""
 
 
 @dataclass(frozen=True, slots=True)

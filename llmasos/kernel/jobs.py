@@ -148,11 +148,17 @@ class GenerateJob(Job):
         options: GenerateOptions,
         *,
         context_length: int,
+        may_make_room: bool = False,
         matcher: Matcher | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> None:
+        """With `may_make_room`, a full window pauses it (`is_paused`) instead of ending it."""
         super().__init__(process, context)
+        self.is_paused = False
+        """Done for now: whoever waits for it makes room and resumes it, or ends it for good."""
+        self._began_at: float | None = None
         self._options = options
+        self._may_make_room = may_make_room
         self._context_length = context_length
         self._matcher = matcher
         self._tokenizer = tokenizer
@@ -181,7 +187,7 @@ class GenerateJob(Job):
         """See `Job.sample_spec`."""
         return SampleSpec(
             sampling=self._options.sampling,
-            uniform=uniform(self._seed, self._stream, len(self.context.tokens)),
+            uniform=uniform(self._seed, self._stream, self.context.num_ever),
             allowed=None if self._matcher is None else self._matcher.mask(),
             penalised=None if self._penalised is None else self._penalised.token_ids(),
             num_logprobs=self._options.num_logprobs,
@@ -201,14 +207,42 @@ class GenerateJob(Job):
         text = "" if is_end else self._detokenizer.push(token_id)
         self._text_ends.append((self._text_ends or [0])[-1] + len(text))
         text = self._stops.push(text)
-        if (reason := self._finish_reason(token_id, is_end=is_end)) is not None:
+        reason = self._finish_reason(token_id, is_end=is_end)
+        if reason is FinishReason.WINDOW and self._may_make_room:
+            self._emit(text, (token_id,))
+            self._pause()
+        elif reason is not None:
             self._finish(reason, now, text, (token_id,))
         else:
             self._emit(text, (token_id,))
 
     def interrupt(self, now: float) -> None:
-        """See `Job.interrupt`."""
+        """See `Job.interrupt`; also for one that is paused."""
         self._finish(FinishReason.INTERRUPTED, now)
+
+    def end_full(self, now: float) -> None:
+        """End a paused generation: no room could be made."""
+        self._finish(FinishReason.WINDOW, now)
+
+    def resume(self) -> None:
+        """Go on, once submitted again, from a context that was made shorter before the reply."""
+        self._began_at = self._began
+        self.is_paused = self.is_done = self.context.is_held = False
+        if self._penalised is not None:
+            self._penalised = _Penalised(self.context.tokens)
+
+    @property
+    def _began(self) -> float:
+        return self.submitted_at if self._began_at is None else self._began_at
+
+    @property
+    def reply_start(self) -> int:
+        """Where in the context the tokens that it drew begin."""
+        return len(self.context.tokens) - len(self._token_ids)
+
+    def _pause(self) -> None:
+        if not self.is_done:  # a limit may have ended it with its last token
+            self.is_paused = self.is_done = self.context.is_held = True
 
     def _finish_reason(self, token_id: int, *, is_end: bool) -> FinishReason | None:
         if is_end:
@@ -238,7 +272,7 @@ class GenerateJob(Job):
     ) -> None:
         if reason is not FinishReason.STOP_STRING:
             text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        self.is_done = True
+        self.is_done, self.is_paused = True, False
         self._emit(text, token_ids)
         if reason is FinishReason.STOP_STRING:
             self._cut_context()
@@ -250,7 +284,7 @@ class GenerateJob(Job):
             tokens_prompt=self._tokens_prompt,
             tokens_cached=min(self.tokens_cached, self._tokens_prompt),
             first_token_s=self._first_token_s,
-            total_s=now - self.submitted_at,
+            total_s=now - self._began,
         )
 
     def _cut_context(self) -> None:
@@ -258,11 +292,12 @@ class GenerateJob(Job):
         shown = "".join(self._pieces)
         whole = [end for end in self._text_ends if end <= len(shown)]
         num_kept = whole.index(whole[-1]) + 1 if whole and whole[-1] else 0
+        start = self.reply_start
         rest = shown[self._text_ends[num_kept - 1] if num_kept else 0 :]
         rest_ids = self._tokenizer.encode(rest)
         self._token_ids[num_kept:] = rest_ids
         del self._logprobs[num_kept:]
-        self.context.truncate(self._tokens_prompt + num_kept)
+        self.context.truncate(start + num_kept)
         self.context.append(rest_ids)
 
 
@@ -296,4 +331,7 @@ def context_info(context: Context, context_length: int) -> ContextInfo:
         num_computed=context.num_computed,
         num_pages=len(context.page_ids),
         context_length=context_length,
+        window=context.window,
+        num_forgotten=context.num_forgotten,
+        is_exact=not context.shift_salt,
     )

@@ -38,6 +38,7 @@ from llmasos.kernel.abi import (
     ProcessInfo,
     Signal,
 )
+from llmasos.kernel.archive import Archive
 from llmasos.kernel.core import Core
 from llmasos.kernel.errors import (
     AppError,
@@ -124,6 +125,7 @@ class Runtime:
         seed: int = 0,
         now: Callable[[], float] = time.time,
         swap: Swap | None = None,
+        archives: Callable[[Pid], Archive] | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer
@@ -132,6 +134,8 @@ class Runtime:
         self.cache_folder = cache_folder
         self.capabilities = capabilities or Capabilities(root=os.getcwd())
         """What processes spawned from outside hold unless told otherwise."""
+        self.archives = archives
+        """Each process's archive, where this kernel keeps any."""
         self.now = now
         self._core = core
         self._swap = swap
