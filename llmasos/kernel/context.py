@@ -46,9 +46,9 @@ class Context:
         """What happens when it reaches the model's length; fixed for its life."""
         self.salt = salt
         self.shift_salt = ""
-        """Names the shifts behind its K/V, which are then no function of its tokens alone: pages from
-        `first_shifted` on have this salt and are nobody else's. Empty while there was none."""
-        self.first_shifted = 0
+        """Names the shifts behind its K/V, which are then no function of its tokens alone: the page of
+        position `shifted_from` and those after it are known by this. Empty while there was none."""
+        self.shifted_from = 0
         self.tokens: list[int] = []
         self.num_computed = 0
         self.num_peak = 0
@@ -104,8 +104,8 @@ class Context:
         del self.tokens[num_tokens:]
         self.num_peak = min(self.num_peak, num_tokens)
         self._cut(min(self.num_computed, max(len(self.tokens) - 1, 0)))
-        if num_tokens <= self.first_shifted * self._pool.page_size:
-            self.shift_salt, self.first_shifted = "", 0
+        if num_tokens <= self.shifted_from:
+            self.shift_salt, self.shifted_from = "", 0
 
     @property
     def is_at_page_end(self) -> bool:
@@ -147,7 +147,7 @@ class Context:
             salt=self.salt,
             window=self.window,
         )
-        child.shift_salt, child.first_shifted = self.shift_salt, self.first_shifted
+        child.shift_salt, child.shifted_from = self.shift_salt, self.shifted_from
         child.tokens = self.tokens.copy()
         child.messages = self.messages.copy()
         child.reply_start = self.reply_start
@@ -161,6 +161,27 @@ class Context:
         for page_id in child.page_ids:
             self._pool.acquire(page_id)
         return child
+
+    def begin_shift(self, tokens: list[int], salt: str, start: int, end: int) -> bool:
+        """Make a fork hold these tokens instead, with new pages for positions from that of `start` on to
+        `end`, to be filled before `commit`; False, with nothing changed, where there are too few."""
+        size = self._pool.page_size
+        num_kept = start // size
+        if self._pool.pages_for(end) - num_kept > self._pool.num_available:
+            return False
+        self.tokens = tokens
+        self.shift_salt, self.shifted_from = salt, start
+        self._cut(num_kept * size)
+        self.reserve(end)
+        return True
+
+    def take_pages(self, other: Context) -> None:
+        """Take over the pages of another context of the same tokens, which then has none."""
+        self._cut(0)
+        self.page_ids, other.page_ids = other.page_ids, []
+        self.num_computed, other.num_computed = other.num_computed, 0
+        self.num_peak = self.num_computed
+        self.shift_salt, self.shifted_from = other.shift_salt, other.shifted_from
 
     def next_page_key(self, end: int) -> tuple[NodeId, tuple[int, ...]] | None:
         """The index key of the page it computes next, if that page is full before `end`."""
@@ -219,7 +240,7 @@ class Context:
         self._check()
 
     def _parent_node(self, index: int) -> NodeId:
-        if self.shift_salt and index == self.first_shifted:
+        if self.shift_salt and index == self.shifted_from // self._pool.page_size:
             return self._pool.root(self.shift_salt)
         if index == 0:
             return self._pool.root(self.salt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from typing import NewType, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,27 @@ class SequenceSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """Some consecutive tokens that were at `source` and are to be at `target`."""
+
+    source: int
+    target: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVShift:
+    """K/V to copy between the pages of two contexts, each key turned from where it was to where it is
+    to be. No page is in both what is read and what is written."""
+
+    source_ids: tuple[PageId, ...]
+    """Page table of the positions that K/V are read from."""
+    target_ids: tuple[PageId, ...]
+    """... and written to."""
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step: page copies first, in order, then every slice in one batch."""
 
@@ -143,4 +164,13 @@ class Core(Protocol):
 
     def close(self) -> None:
         """Give memory back. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ShiftingCore(Core, Protocol):
+    """A core that can move K/V to other positions; its `info.can_shift` is True."""
+
+    def shift(self, shift: KVShift) -> None:
+        """Do it. Blocks. Never called during `execute`."""
         ...

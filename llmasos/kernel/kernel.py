@@ -27,7 +27,17 @@ from llmasos.kernel.abi import (
 )
 from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context, common_prefix
-from llmasos.kernel.core import Core, CoreInfo, SequenceSlice, SliceResult, StepResult
+from llmasos.kernel.core import (
+    Core,
+    CoreInfo,
+    KVShift,
+    Run,
+    SequenceSlice,
+    ShiftingCore,
+    SliceResult,
+    StepPlan,
+    StepResult,
+)
 from llmasos.kernel.errors import (
     ContextTooLong,
     CoreFailed,
@@ -45,6 +55,7 @@ from llmasos.kernel.policies import FairShare, Policy
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program
 from llmasos.kernel.scheduler import Plan, Scheduler, too_large
+from llmasos.kernel.shift import Shift, from_page, runs_to_shift, shift_salt, shifted_from
 from llmasos.kernel.swap import Swap
 from llmasos.kernel.window import FREE_SHARE
 
@@ -326,6 +337,50 @@ class Kernel:
         context.num_forgotten += num_forgotten
         self._record_forgotten(process, context)
 
+    def begin_shift(
+        self, process: Process, context: Context, tokens: list[int], runs: Sequence[Run]
+    ) -> Shift | None:
+        """Have K/V of a context that is to hold other tokens copied to their new positions.
+
+        None where there is nothing to copy or the pool has too few pages. `execute_shift` is next.
+        """
+        wanted = runs_to_shift(context, tokens, runs)
+        if not wanted:
+            return None
+        start, end = shifted_from(context, wanted), wanted[-1].target + wanted[-1].count
+        target = self.scratch_context(process, context)
+        if not target.begin_shift(tokens, shift_salt(context, wanted), start, end):
+            self.close_context(process, target)
+            return None
+        first = start // self.info.page_size * self.info.page_size
+        work = KVShift(tuple(context.page_ids), tuple(target.page_ids), from_page(wanted, first))
+        return Shift(target, end - first, work, self.pager.moves(()))
+
+    def execute_shift(self, core: Core, shift: Shift) -> None:
+        """The part of a shift that is the engine thread's. Blocks; raises what the core raises."""
+        self.pager.execute(core, StepPlan(()), shift.moves)
+        if not isinstance(core, ShiftingCore):
+            raise KernelBug(f"a context is shifted on {type(core).__name__}, which cannot")
+        core.shift(shift.work)
+
+    def end_shift(
+        self, process: Process, context: Context, shift: Shift, turn: Turn, num_forgotten: int
+    ) -> bool:
+        """Make the context what it was shifted for, as `forget`; False, and nothing changed, where the
+        new pages were taken meanwhile."""
+        target = shift.target
+        self.pager.num_saved += len(shift.moves.saves)
+        if process.exit is not None:
+            return False
+        is_whole = tuple(target.page_ids) == shift.work.target_ids
+        if is_whole:
+            target.commit(shift.num_tokens)
+            self.forget(process, context, turn, num_forgotten)
+            context.take_pages(target)
+            self._record_shift(process, context)
+        self.close_context(process, target)
+        return is_whole
+
     # --- model work
 
     def submit(self, job: Job) -> None:
@@ -546,8 +601,8 @@ class Kernel:
         self.record(process, ("forgot", context.context_id, context.num_forgotten))
 
     def _record_shift(self, process: Process, context: Context) -> None:
-        position = context.first_shifted * self.info.page_size
-        self.record(process, ("shift", context.context_id, context.shift_salt, position))
+        event = ("shift", context.context_id, context.shift_salt, context.shifted_from)
+        self.record(process, event)
 
     def _take_in(self, job: Job, piece: SequenceSlice, answer: SliceResult, now: float) -> int:
         """Commit one slice; returns how many tokens were sampled (0 or 1)."""

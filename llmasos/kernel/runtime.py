@@ -16,7 +16,7 @@ import functools
 import os
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,9 @@ from llmasos.kernel.abi import (
     Signal,
 )
 from llmasos.kernel.archive import Archive
-from llmasos.kernel.core import Core
+from llmasos.kernel.chat import Turn
+from llmasos.kernel.context import Context
+from llmasos.kernel.core import Core, Run
 from llmasos.kernel.errors import (
     AppError,
     Failed,
@@ -370,6 +372,30 @@ class Runtime:
         if job.error is not None:
             raise job.error
         return job.result
+
+    async def shift(
+        self, process: Process, context: Context, turn: Turn, runs: Sequence[Run], forgotten: int
+    ) -> bool:
+        """Make a context shorter as `Kernel.forget` does, but keep the K/V of some runs, shifted to where
+        they are then; False, with nothing changed, where that cannot be. Is never left half done.
+        """
+        tokens = context.tokens[: turn.num_kept] + turn.token_ids
+        shift = self.kernel.begin_shift(process, context, tokens, runs)
+        if shift is None:
+            return False
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope(shield=True):
+            try:
+                await loop.run_in_executor(
+                    self._engine_thread, self.kernel.execute_shift, self._core, shift
+                )
+            except KernelBug:
+                raise
+            except Exception as error:  # noqa: BLE001 - a driver may raise anything
+                _debug(error)
+                self.kernel.close_context(process, shift.target)
+                return False
+        return self.kernel.end_shift(process, context, shift, turn, forgotten)
 
     async def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text, in a worker thread if it is long."""

@@ -17,6 +17,7 @@ from itertools import chain, pairwise
 from llmasos.kernel.abi import Message
 from llmasos.kernel.chat import Turn, render, starts_with, turn_starts
 from llmasos.kernel.context import Context, common_prefix
+from llmasos.kernel.core import Run
 from llmasos.kernel.errors import InvalidArguments
 from llmasos.kernel.tokenizer import Tokenizer
 from llmasos.kernel.window import SINK_TOKENS, droppable, fewest, num_system
@@ -58,15 +59,6 @@ class Conversation:
         """What makes the context this."""
         kept = common_prefix(context.tokens, self.tokens)
         return Turn(kept, self.tokens[kept:], self.messages, self.reply_start, self.starts)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Tokens that were at `source` and are at `target` now."""
-
-    source: int
-    target: int
-    count: int
 
 
 @dataclass(frozen=True, slots=True)

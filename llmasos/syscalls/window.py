@@ -39,16 +39,19 @@ async def make_room(
         return False
     with _held(context):
         left = await _follow(call, process, context, whole, shorter)
-    if left is not None:
-        num_forgotten = len(whole.tokens) - len(left.tokens)
-        kernel.forget(process, context, left.turn_of(context), num_forgotten)
+        turn, num_forgotten = left.turn_of(context), len(whole.tokens) - len(left.tokens)
+        if context.window is WindowPolicy.SHIFT and await call.runtime.shift(
+            process, context, turn, shorter.runs, num_forgotten
+        ):
+            return True
+    kernel.forget(process, context, turn, num_forgotten)
     return True
 
 
 async def _follow(
     call: Call, process: Process, context: Context, whole: Conversation, shorter: Shorter
-) -> Conversation | None:
-    """Do what the context's policy asks for; what is left, or None where that is done already."""
+) -> Conversation:
+    """Do what the context's policy asks for; what is left."""
     if context.window is WindowPolicy.ARCHIVE:
         await _file(call, context, shorter.text)
     elif context.window is WindowPolicy.SUMMARISE:

@@ -76,6 +76,8 @@ class Redo:
             record["tokens"] += rest[0]
         elif kind == "cut":
             del record["tokens"][rest[0] :]
+            if rest[0] <= record["shift"][1]:
+                record["shift"] = ["", 0]
         elif kind == "say":
             record["turns"][rest[0] :] = rest[1]
             record["reply_start"] = rest[2]
@@ -91,7 +93,7 @@ class Redo:
 
 def new_record(stream: int) -> dict[str, Any]:
     empty: dict[str, Any] = {"tokens": [], "turns": [], "starts": [], "reply_start": None}
-    return {"stream": stream, "window": ["error"], "forgot": [0], **empty}
+    return {"stream": stream, "window": ["error"], "forgot": [0], "shift": ["", 0], **empty}
 
 
 def record_of(held: Context) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def record_of(held: Context) -> dict[str, Any]:
         "stream": held.stream,
         "window": [held.window.value],
         "forgot": [held.num_forgotten],
+        "shift": [held.shift_salt, held.shifted_from],
         "tokens": held.tokens,
         "turns": [[turn.role, turn.content] for turn in held.messages],
         "starts": held.starts,
@@ -521,7 +524,7 @@ class Talk:
             await copy.close()
 
 
-@pytest.mark.parametrize("window", ["error", "slide", "archive", "summarise"])
+@pytest.mark.parametrize("window", ["error", "slide", "shift", "archive", "summarise"])
 def test_any_conversation_holds_to_its_policy(window: str) -> None:
     forgotten: list[int] = []
 
