@@ -1,146 +1,27 @@
-"""What happens to a full context, through a running kernel: the policies, and what a journal is told."""
+"""What happens to a full context, through a running kernel."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from itertools import pairwise
-from pathlib import Path
-from tempfile import gettempdir
-from typing import Any
+from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from llmasos.apps.sdk import ContextHandle, Proc, app
+from llmasos.apps.sdk import Proc, app
 from llmasos.kernel.abi import FinishReason, Grammar, GrammarKind, Message, Pid, Signal
-from llmasos.kernel.context import Context
+from llmasos.kernel.core import KVShift
 from llmasos.kernel.errors import ContextTooLong, InvalidArguments
-from llmasos.kernel.kernel import KernelOptions
-from llmasos.kernel.process import Process
-from llmasos.kernel.runtime import Runtime
-from llmasos.kernel.scripted import ROLES, ByteTokenizer, ScriptedCore, hashed, replies
-from llmasos.kernel.syscall import SyscallTable
-from llmasos.syscalls import context, io, llm, process
+from llmasos.kernel.scripted import ScriptedCore, hashed, replies
 from llmasos.syscalls.summary import ASK, HEADING
+from tests.syscalls.windows import RULES, TOKENIZER, WINDOW, booted, kernel_context, run
 
 pytestmark = pytest.mark.anyio
-WINDOW = 128
-TOKENIZER = ByteTokenizer()
-RULES = Message("system", "rules")
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-class ListArchive:
-    """An archive in memory."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def remember(self, text: str, source: str) -> None:
-        self.texts.append(f"{source}: {text}")
-
-    def recall(self, query: str, limit: int) -> Sequence[str]:
-        return [text for text in self.texts if query in text][:limit]
-
-
-class Redo:
-    """Contexts made again from what a journal is told."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, dict[str, Any]] = {}
-
-    def take(self, _process: Process, event: tuple[Any, ...]) -> None:
-        kind, number, *rest = json.loads(json.dumps(event))
-        if kind == "open":
-            self.held[number] = new_record(rest[0])
-        elif kind == "fork":
-            source = self.held[rest[0]]
-            self.held[number] = json.loads(json.dumps(source)) | {"stream": rest[1]}
-        elif kind == "close":
-            del self.held[number]
-        elif kind != "numbers":
-            self._change(self.held[number], kind, rest)
-
-    def _change(self, record: dict[str, Any], kind: str, rest: list[Any]) -> None:
-        if kind == "append":
-            record["tokens"] += rest[0]
-        elif kind == "cut":
-            del record["tokens"][rest[0] :]
-            if rest[0] <= record["shift"][1]:
-                record["shift"] = ["", 0]
-        elif kind == "say":
-            record["turns"][rest[0] :] = rest[1]
-            record["reply_start"] = rest[2]
-        elif kind == "starts":
-            record["starts"][rest[0] :] = rest[1]
-        else:
-            record[kind] = rest
-
-    def check(self, owner: Process) -> None:
-        seen = {c.context_id: record_of(c) for c in owner.contexts.values() if not c.is_scratch}
-        assert seen == self.held
-
-
-def new_record(stream: int) -> dict[str, Any]:
-    empty: dict[str, Any] = {"tokens": [], "turns": [], "starts": [], "reply_start": None}
-    return {"stream": stream, "window": ["error"], "forgot": [0], "shift": ["", 0], **empty}
-
-
-def record_of(held: Context) -> dict[str, Any]:
-    return {
-        "stream": held.stream,
-        "window": [held.window.value],
-        "forgot": [held.num_forgotten],
-        "shift": [held.shift_salt, held.shifted_from],
-        "tokens": held.tokens,
-        "turns": [[turn.role, turn.content] for turn in held.messages],
-        "starts": held.starts,
-        "reply_start": held.reply_start,
-    }
-
-
-@asynccontextmanager
-async def booted(core: ScriptedCore | None = None, **options: Any) -> AsyncIterator[Runtime]:
-    modules = (context, llm, process, io)
-    archives: dict[Pid, ListArchive] = {}
-    runtime = Runtime(
-        core or ScriptedCore(context_length=WINDOW, num_pages=200),
-        TOKENIZER,
-        syscalls=SyscallTable(entry for module in modules for entry in module.SYSCALLS),
-        programs={}.__getitem__,
-        cache_folder=Path(gettempdir()),
-        options=KernelOptions(step_tokens=32),
-        **({"archives": lambda pid: archives.setdefault(pid, ListArchive())} | options),
-    )
-    with anyio.fail_after(60):
-        async with runtime:
-            yield runtime
-    runtime.kernel.check_integrity()
-    assert runtime.kernel.pool.num_held == 0
-
-
-async def run(main: Callable[[Proc], Awaitable[Any]], **options: Any) -> None:
-    async with booted(**options) as runtime:
-        status = await runtime.wait(await runtime.spawn(app(name="test", summary="")(main)))
-        assert status.code == 0, status.message
-
-
-def kernel_context(runtime: Runtime, handle: ContextHandle, pid: Pid) -> Context:
-    assert handle._id is not None
-    return runtime.kernel.processes[pid].contexts[handle._id]
-
-
-# --- one policy at a time
 
 
 async def test_without_a_policy_a_full_window_is_an_error_as_ever() -> None:
@@ -400,153 +281,86 @@ async def test_a_stop_string_found_after_a_slide_is_cut_from_the_right_place() -
     await run(main, core=core)
 
 
-# --- any conversation
+async def test_shifting_computes_nothing_again_and_shares_nothing_with_exact_contexts() -> None:
+    async def main(proc: Proc) -> None:
+        async with proc.session(system="rules", window="shift") as session:
+            await session.ask("a" * 60, max_tokens=5)
+            await session.say("b" * 20)
+            await session.context.generate(max_tokens=60, ignore_eos=True)
+            info, usage = await session.context.info(), await proc.info()
+            assert info.num_forgotten > 0
+            assert not info.is_exact
+            assert usage.tokens_computed == info.num_computed + info.num_forgotten
+            held = kernel_context(runtime, session.context, proc.pid)
+            copy = await session.context.fork()
+            assert not (await copy.info()).is_exact
+            runtime.kernel.pool.drop_cache()  # pages of what was dropped, as exact as any
+            async with proc.context() as fresh:
+                await fresh.append_tokens(held.tokens)
+                await fresh.prefill()
+                shared = (await proc.info()).tokens_cached
+                assert shared == held.shifted_from // runtime.kernel.info.page_size * 4
+                assert (await fresh.info()).is_exact
+            await session.context.truncate(held.shifted_from)
+            assert (await session.context.info()).is_exact
+
+    async with booted() as runtime:
+        status = await runtime.wait(await runtime.spawn(app(name="test", summary="")(main)))
+        assert status.code == 0, status.message
 
 
-OPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("user"), st.integers(0, 50)),
-        st.tuples(st.just("tool"), st.integers(0, 30)),
-        st.tuples(st.just("reply"), st.integers(1, 90)),
-        st.tuples(st.just("append"), st.integers(0, 20)),
-        st.tuples(st.just("fork"), st.just(0)),
-    ),
-    max_size=25,
-)
+async def test_a_shifted_context_that_lost_its_pages_is_computed_again() -> None:
+    async def main(proc: Proc) -> None:
+        async with proc.session(system="rules", window="shift") as session:
+            await session.ask("a" * 60, max_tokens=5)
+            await session.ask("b" * 20, max_tokens=60, ignore_eos=True)
+            held = kernel_context(runtime, session.context, proc.pid)
+            held.drop_pages()
+            runtime.kernel.pool.drop_cache()
+            tokens = list(held.tokens)
+            reply = await session.context.generate(max_tokens=1, ignore_eos=True)
+            assert reply.token_ids == (hashed(tokens),)
+            assert not (await session.context.info()).is_exact
+
+    async with booted() as runtime:
+        status = await runtime.wait(await runtime.spawn(app(name="test", summary="")(main)))
+        assert status.code == 0, status.message
 
 
-class Talk:
-    """Does random things to a chat and compares it with a plain model after each."""
+async def test_without_pages_for_a_shift_the_rest_is_computed_again() -> None:
+    async def main(proc: Proc) -> None:
+        async with proc.session(system="rules", window="shift") as session:
+            await session.ask("a" * 60, max_tokens=5)
+            result = await session.ask("b" * 20, max_tokens=60, ignore_eos=True)
+            assert result.finish is FinishReason.LENGTH
+            info = await session.context.info()
+            assert info.num_forgotten > 0
+            assert info.is_exact
 
-    def __init__(self, runtime: Runtime, proc: Proc, window: str) -> None:
-        self._runtime = runtime
-        self._proc = proc
-        self._window = window
-        self._handle = proc.context(window=window)
-        self._redo = Redo()
-        self._said: list[str] = []
-        """Every turn's mark, in order; a mark stands at the beginning of its content."""
-        self._latest_user: str | None = None
-        runtime.kernel.record = self._redo.take
-
-    @property
-    def _held(self) -> Context:
-        return kernel_context(self._runtime, self._handle, self._proc.pid)
-
-    @property
-    def num_forgotten(self) -> int:
-        return self._held.num_forgotten
-
-    async def begin(self) -> None:
-        await self._handle.chat([RULES], reply=False)
-
-    async def do(self, name: str, size: int) -> None:
-        before = record_of(self._held)
-        try:
-            await getattr(self, f"_{name}")(size)
-        except ContextTooLong:
-            assert record_of(self._held) == before
-        self._redo.check(self._runtime.kernel.processes[self._proc.pid])
-        self._runtime.kernel.check_integrity()
-        self._check()
-        await self._check_next_token()
-
-    async def _user(self, size: int) -> None:
-        await self._turn("user", size)
-
-    async def _tool(self, size: int) -> None:
-        if self._held.reply_start is None:  # a result has a call
-            await self._turn("assistant", 3)
-        await self._turn("tool", size)
-
-    async def _turn(self, role: str, size: int) -> None:
-        mark = f"{len(self._said):03}"
-        await self._handle.chat([Message(role, mark + "." * size)], reply=role != "assistant")
-        self._said.append(mark)
-        if role == "user":
-            self._latest_user = mark
-
-    async def _reply(self, size: int) -> None:
-        number = self._held.context_id
-        if self._held.reply_start is None:
-            return
-
-        def on_chunk(chunk: Any) -> None:
-            self._redo.held[number]["tokens"] += chunk.token_ids
-
-        arguments = {"max_tokens": size, "ignore_eos": True}
-        await self._handle.generate_into(on_chunk, arguments)
-
-    async def _append(self, size: int) -> None:
-        if self._held.reply_start is not None:  # put into the assistant's mouth
-            await self._handle.append("," * size)
-
-    async def _fork(self, _size: int) -> None:
-        other = await self._handle.fork()
-        mine = record_of(self._held)
-        theirs = record_of(kernel_context(self._runtime, other, self._proc.pid))
-        assert mine | {"stream": 0} == theirs | {"stream": 0}
-        await self._handle.close()
-        self._handle = other
-
-    def _check(self) -> None:
-        held = self._held
-        assert len(held.tokens) <= WINDOW
-        assert held.window == self._window
-        assert held.messages[0] == RULES
-        tokens = TOKENIZER.render_chat(held.messages, reply=held.reply_start is not None)
-        if held.reply_start is not None:
-            assert held.reply_start == len(tokens)
-            tokens += held.tokens[held.reply_start :]
-        assert held.tokens == tokens
-        marks = {ROLES[name] for name in ROLES}
-        starts = [i for i, token in enumerate(held.tokens) if token in marks]
-        assert held.starts == ([] if held.window == "error" else starts)
-        self._check_pairs(held)
-
-    def _check_pairs(self, held: Context) -> None:
-        """A result follows what it followed; the latest user turn is there."""
-        for before, turn in pairwise(held.messages):
-            if turn.role == "tool":
-                assert before.role in ("assistant", "tool")
-                if before.content[:3] in self._said:
-                    assert self._said.index(before.content[:3]) + 1 == int(turn.content[:3])
-        users = [turn.content[:3] for turn in held.messages if turn.role == "user"]
-        assert self._latest_user is None or self._latest_user in users
-
-    async def _check_next_token(self) -> None:
-        """The pages hold what a fresh prefill of these tokens would."""
-        if len(self._held.tokens) < WINDOW:
-            copy = await self._handle.fork()
-            tokens = list(self._held.tokens)
-            result = await copy.generate(max_tokens=1, ignore_eos=True)
-            assert result.token_ids == (hashed(tokens),)
-            await copy.close()
+    await run(main, core=ScriptedCore(context_length=WINDOW, num_pages=WINDOW // 4))
 
 
-@pytest.mark.parametrize("window", ["error", "slide", "shift", "archive", "summarise"])
-def test_any_conversation_holds_to_its_policy(window: str) -> None:
-    forgotten: list[int] = []
+async def test_a_core_that_cannot_shift_says_so() -> None:
+    async def main(proc: Proc) -> None:
+        with pytest.raises(InvalidArguments, match="cannot shift its keys; use the window slide"):
+            await proc.context(window="shift").open()
 
-    @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-    @given(OPS)
-    def check(ops: list[tuple[str, int]]) -> None:
-        async def main(proc: Proc) -> None:
-            talk = Talk(runtimes[0], proc, window)
-            await talk.begin()
-            for name, size in ops:
-                await talk.do(name, size)
-            forgotten.append(talk.num_forgotten)
+    core = ScriptedCore(context_length=WINDOW)
+    core.info = replace(core.info, can_shift=False)
+    await run(main, core=core)
 
-        runtimes: list[Runtime] = []
 
-        async def whole() -> None:
-            async with booted() as runtime:
-                runtimes.append(runtime)
-                status = await runtime.wait(await runtime.spawn(app(name="talk", summary="")(main)))
-                assert status.code == 0, status.message
+async def test_a_driver_that_fails_to_shift_leaves_a_slide() -> None:
+    class Broken(ScriptedCore):
+        def shift(self, shift: KVShift) -> None:
+            raise RuntimeError("no such luck")
 
-        asyncio.run(whole())
+    async def main(proc: Proc) -> None:
+        async with proc.session(system="rules", window="shift") as session:
+            await session.ask("a" * 60, max_tokens=5)
+            await session.ask("b" * 20, max_tokens=60, ignore_eos=True)
+            info = await session.context.info()
+            assert info.num_forgotten > 0
+            assert info.is_exact
 
-    check()
-    assert any(forgotten) == (window != "error")
+    await run(main, core=Broken(context_length=WINDOW, num_pages=200))
