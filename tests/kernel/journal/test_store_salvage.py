@@ -3,8 +3,10 @@ from __future__ import annotations
 import itertools
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -245,6 +247,27 @@ def test_a_half_made_salvage_is_made_again(path: Path) -> None:
     model.check_whole(store)
     assert not list(path.parent.glob("*.salvag*"))
     store.close()
+
+
+def test_a_salvage_that_is_killed_at_any_moment_is_begun_again(path: Path, tmp_path: Path) -> None:
+    model = written(path)
+    zero_header(path)
+    code = (
+        "import sys; from pathlib import Path; from llmasos.kernel.journal.store import JournalStore;"
+        "print(flush=True); JournalStore.open(Path(sys.argv[1]))"
+    )
+    for number in range(12):
+        copy = crashed(path, tmp_path / f"copy-{number}")
+        command = [sys.executable, "-S", "-c", code, str(copy)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=0.002 * number**1.5)
+            child.kill()
+        with closing(JournalStore.open(copy)) as store:
+            model.check_whole(store)
+        assert [file.name for file in damaged(copy)] == ["journal.db.damaged-1"]
 
 
 def test_every_damaged_file_is_kept_under_a_number_of_its_own(path: Path) -> None:
