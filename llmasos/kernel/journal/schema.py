@@ -31,6 +31,7 @@ PART_BITS: Final = 20
 MAX_PARTS: Final = 1 << PART_BITS
 META_KEYS: Final = ("home_id", "next_pid", "num_finished", "tables", "version")
 """`meta` and these keys are in every version of the file, later ones included."""
+_canonical: Final = json.JSONEncoder(separators=(",", ":"), default=repr).encode
 _ENTRY: Final = struct.Struct("<cqqq")
 
 COLUMNS: Final = (
@@ -133,7 +134,7 @@ def tables_crc(connection: sqlite3.Connection) -> int:
 
 def live_crc(pid: int, num_events: int) -> int:
     """The checksum of a row of `live`."""
-    return _crc_of("live", pid, num_events)
+    return _numbered_crc(b"l", (pid, num_events, 0), b"")
 
 
 def process_crc(values: Sequence[Any]) -> int:
@@ -191,7 +192,7 @@ def _numbered_crc(table: bytes, numbers: tuple[int, int, int], body: bytes) -> i
 
 
 def _crc_of(*values: object) -> int:
-    return zlib.crc32(json.dumps(values, separators=(",", ":"), default=repr).encode())
+    return zlib.crc32(_canonical(values).encode())
 
 
 def _storable(text: str) -> str:
