@@ -1,11 +1,11 @@
-/* One step of a Llama by one team of threads, which meet at barriers; and single products.
+/* One step of a Llama by one team of threads; and single products.
  *
  * Rows of activations are float32 between layers, and operands of the products (bfloat16 where the
- * path multiplies those) within. Threads take panels of a product as they come, so which one
- * computes what has no part in the result.
+ * path multiplies those) within. A step is a row of stages, a stage some units that threads take as
+ * they come, so which one computes what has no part in the result. A stage is over when its units are
+ * done, not when all threads have come by: one that is kept off its processor holds nobody up.
  */
 #include <fenv.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,119 +114,123 @@ Weights *pack_weights(const Path *path, int bf16, const char *matrix, int rows, 
     return w;
 }
 
-/* ---- a team ------------------------------------------------------------------------------- */
+/* ---- stages ------------------------------------------------------------------------------- */
+
+enum { ROWS = 8 };                      /* that a unit of row by row work has */
 
 typedef struct {
-    atomic_int next_id, arrived, generation;
-} Team;
+    atomic_int next, done;
+} Stage;
+
+static void run_stage(Stage *stage, int units, void (*run)(const void *, int), const void *work)
+{
+    int unit;
+    while ((unit = atomic_fetch_add(&stage->next, 1)) < units) {
+        run(work, unit);
+        atomic_fetch_add(&stage->done, 1);
+    }
+    wait_until(&stage->done, units);
+}
+
+/* A thread may round, or flush denormals, in its own way: not here. */
+static void in_plain_arithmetic(void (*share)(void *), void *work)
+{
+    fenv_t environment;
+    fegetenv(&environment);
+    fesetenv(FE_DFL_ENV);
+    share(work);
+    fesetenv(&environment);
+}
+
+static int num_blocks(int rows, int size) { return (rows + size - 1) / size; }
+
+static int end_of(int unit, int size, int rows) { return (unit + 1) * size < rows ? (unit + 1) * size : rows; }
+
+/* A block of rows of a panel: all of a panel before the next one. */
+static void product_unit(const void *work, int unit)
+{
+    const Product *p = work;
+    int blocks = num_blocks(p->rows, ROW_BLOCK), block = unit % blocks;
+    p->weights->path->product(p, unit / blocks, block * ROW_BLOCK, end_of(block, ROW_BLOCK, p->rows));
+}
+
+static void run_product(Stage *stage, const Product *p)
+{
+    run_stage(stage, num_blocks(p->rows, ROW_BLOCK) * p->weights->panels, product_unit, p);
+}
 
 typedef struct {
-    Team *team;
-    int id, size;
-} Member;
+    const Path *path;
+    const float *x, *norm;
+    int rows, width;
+    float eps;
+    char *out;
+    size_t row_bytes;
+} Normalising;
 
-static Member join(Team *team)
+static void normalise_unit(const void *work, int unit)
 {
-    return (Member){team, atomic_fetch_add(&team->next_id, 1), num_threads_here()};
+    const Normalising *n = work;
+    for (int r = unit * ROWS; r < end_of(unit, ROWS, n->rows); r++)
+        n->path->normalise(n->x + (size_t)r * n->width, n->norm, n->width, n->eps,
+                           n->out + r * n->row_bytes);
 }
 
-/* Nobody goes on before all have come. */
-static void meet(const Member *me)
+static void run_normalising(Stage *stage, const Normalising *n)
 {
-    Team *team = me->team;
-    int generation = atomic_load(&team->generation);
-    if (atomic_fetch_add(&team->arrived, 1) + 1 == me->size) {
-        atomic_store(&team->arrived, 0);
-        atomic_fetch_add(&team->generation, 1);
-        return;
-    }
-    for (int spins = 0; atomic_load(&team->generation) == generation; spins++)
-        if (spins > 2000)
-            sched_yield();
-}
-
-/* Where the rows of member `id` begin. */
-static int share(const Member *me, int rows, int id) { return (int)((int64_t)rows * id / me->size); }
-
-/* Blocks of rows of panels, in the order of tickets. */
-static void take_panels(const Path *path, const Product *p, atomic_int *ticket)
-{
-    int blocks = (p->rows + ROW_BLOCK - 1) / ROW_BLOCK, unit;
-    while ((unit = atomic_fetch_add(ticket, 1)) < blocks * p->weights->panels) {
-        int first = unit % blocks * ROW_BLOCK;
-        int end = first + ROW_BLOCK < p->rows ? first + ROW_BLOCK : p->rows;
-        path->product(p, unit / blocks, first, end);
-    }
-}
-
-static void normalise_rows(const Path *path, const Member *me, const float *x, int rows, int width,
-                           const float *norm, float eps, char *out, size_t row_bytes)
-{
-    for (int r = share(me, rows, me->id); r < share(me, rows, me->id + 1); r++)
-        path->normalise(x + (size_t)r * width, norm, width, eps, out + r * row_bytes);
+    run_stage(stage, num_blocks(n->rows, ROWS), normalise_unit, n);
 }
 
 /* ---- one product --------------------------------------------------------------------------- */
 
 typedef struct {
-    const Path *path;
     Product product;
-    const float *x, *norm;
-    float eps;
-    int width;
-    size_t row_bytes;
-    Team team;
-    atomic_int ticket;
+    Normalising before;                 /* without a norm: nothing */
+    Stage stages[2];
 } SingleProduct;
 
-static void multiply_share(void *argument)
+static void multiply_share(void *work)
 {
-    SingleProduct *s = argument;
-    fenv_t environment;
-    fegetenv(&environment);
-    fesetenv(FE_DFL_ENV);
-    if (s->norm) {
-        Member me = join(&s->team);
-        normalise_rows(s->path, &me, s->x, s->product.rows, s->width, s->norm, s->eps,
-                       (char *)s->product.x, s->row_bytes);
-        meet(&me);
-    }
-    take_panels(s->path, &s->product, &s->ticket);
-    fesetenv(&environment);
+    SingleProduct *s = work;
+    if (s->before.norm)
+        run_normalising(&s->stages[0], &s->before);
+    run_product(&s->stages[1], &s->product);
 }
+
+static void multiply_thread(void *work) { in_plain_arithmetic(multiply_share, work); }
 
 int multiply(const Product *product, const float *norm, float eps, int threads)
 {
     const Weights *w = product->weights;
-    SingleProduct s = {.path = w->path, .product = *product, .norm = norm, .eps = eps};
+    int width = (int)product->x_stride;
+    size_t row_bytes = width * element_bytes(w->bf16);
+    SingleProduct s = {.product = *product};
     void *operands = NULL;
     if (norm) {
-        s.width = (int)product->x_stride;
-        s.row_bytes = (size_t)s.width * element_bytes(w->bf16);
-        if (posix_memalign(&operands, 64, s.row_bytes * product->rows))
+        if (posix_memalign(&operands, 64, row_bytes * product->rows))
             return -1;
-        s.x = (const float *)product->x;
+        s.before = (Normalising){w->path, (const float *)product->x, norm, product->rows, width, eps,
+                                 operands, row_bytes};
         s.product.x = operands;
     }
-    run_threads(multiply_share, &s, bounded_threads(threads));
+    run_threads(multiply_thread, &s, bounded_threads(threads));
     free(operands);
     return 0;
 }
 
 /* ---- one step ------------------------------------------------------------------------------ */
 
-enum { PRODUCTS = 4 };                  /* of a layer */
+enum { NORM, QKV, TURN, OUTPUT, MLP_NORM, GATE_UP, DOWN, STAGES };
 
 typedef struct {
     Model *model;
     Pool *pool;
     const Batch *batch;
-    Job attention;
-    int failed, threads;
+    atomic_int failed;
     char *x, *heads, *attended, *inner; /* operands; queries, keys and values; operands twice */
     float *qkv;
-    atomic_int *tickets;                /* one a product */
-    Team team;
+    Stage (*stages)[STAGES];            /* of each layer, and its attention */
+    Job *attention;
 } Step;
 
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -247,7 +251,8 @@ static size_t lay_out(Step *s, char *base)
     PUT(heads, char *, rows * heads * size);
     PUT(attended, char *, rows * q * size);
     PUT(inner, char *, rows * m->inner * size);
-    PUT(tickets, atomic_int *, sizeof(atomic_int) * PRODUCTS * m->num_layers);
+    PUT(stages, Stage(*)[STAGES], sizeof(Stage[STAGES]) * m->num_layers);
+    PUT(attention, Job *, sizeof(Job) * m->num_layers);
 #undef PUT
     return at;
 }
@@ -281,65 +286,72 @@ static void turn_row(const Step *s, const DecoderLayer *layer, int row)
     }
 }
 
-static void attend_layer(Step *s, const Member *me, int layer)
+typedef struct {
+    Step *step;
+    int layer;
+} Turning;
+
+/* Unit 0 cuts up the attention that comes next; the others turn rows. */
+static void turn_unit(const void *work, int unit)
 {
-    int rows = s->batch->rows;
-    for (int r = share(me, rows, me->id); r < share(me, rows, me->id + 1); r++)
-        turn_row(s, &s->model->layers[layer], r);
-    if (me->id == 0) {
-        memset(&s->attention, 0, sizeof s->attention);
-        s->attention.call = attention_call(s, layer);
-        s->attention.pool = s->pool;
-        s->failed = prepare(&s->attention, s->batch->spans, s->batch->num_spans, me->size);
-    }
-    meet(me);
-    if (!s->failed)
-        attend_share(&s->attention);
-    meet(me);
+    const Turning *t = work;
+    Step *s = t->step;
+    const Batch *b = s->batch;
+    if (unit == 0) {
+        Job *job = &s->attention[t->layer];
+        job->call = attention_call(s, t->layer);
+        job->pool = s->pool;
+        if (prepare(job, b->spans, b->num_spans, bounded_threads(b->threads)))
+            atomic_store(&s->failed, -1);
+    } else
+        for (int r = (unit - 1) * ROWS; r < end_of(unit - 1, ROWS, b->rows); r++)
+            turn_row(s, &s->model->layers[t->layer], r);
 }
 
-static void product_share(Step *s, const Member *me, int ticket, const Weights *weights,
-                          const char *x, int x_stride, void *out, int out_stride, int add)
+static void attend_layer(Step *s, int layer)
 {
-    Product p = {weights, x, out, x_stride, out_stride, s->batch->rows, add};
-    take_panels(s->model->path, &p, &s->tickets[ticket]);
-    meet(me);
+    Job *job = &s->attention[layer];
+    run_stage(&s->stages[layer][TURN], 1 + num_blocks(s->batch->rows, ROWS), turn_unit,
+              &(Turning){s, layer});
+    if (atomic_load(&s->failed))
+        return;
+    attend_share(job);
+    wait_until(&job->units_done, job->num_units);
 }
 
-static void normalise_share(Step *s, const Member *me, const float *norm)
-{
-    const Model *m = s->model;
-    normalise_rows(m->path, me, s->batch->hidden, s->batch->rows, m->hidden, norm, m->eps, s->x,
-                   m->hidden * element_bytes(m->bf16));
-    meet(me);
-}
-
-static void layer_share(Step *s, const Member *me, int index)
+static void layer_share(Step *s, int index)
 {
     const Model *m = s->model;
     const DecoderLayer *layer = &m->layers[index];
-    int ticket = index * PRODUCTS, dim = m->head_dim;
-    normalise_share(s, me, layer->input_norm);
-    product_share(s, me, ticket, layer->qkv, s->x, m->hidden, s->qkv, (int)num_heads_all(m) * dim, 0);
-    attend_layer(s, me, index);
-    product_share(s, me, ticket + 1, layer->output, s->attended, m->num_heads * dim,
-                  s->batch->hidden, m->hidden, 1);
-    normalise_share(s, me, layer->mlp_norm);
-    product_share(s, me, ticket + 2, layer->gate_up, s->x, m->hidden, s->inner, m->inner, 0);
-    product_share(s, me, ticket + 3, layer->down, s->inner, m->inner, s->batch->hidden, m->hidden, 1);
+    Stage *stages = s->stages[index];
+    float *hidden = s->batch->hidden;
+    int rows = s->batch->rows, q = m->num_heads * m->head_dim;
+    int heads = (int)num_heads_all(m) * m->head_dim;
+    Normalising norm = {m->path, hidden, layer->input_norm, rows, m->hidden, m->eps, s->x,
+                        m->hidden * element_bytes(m->bf16)};
+    run_normalising(&stages[NORM], &norm);
+    run_product(&stages[QKV], &(Product){layer->qkv, s->x, (char *)s->qkv, m->hidden, heads, rows, 0});
+    attend_layer(s, index);
+    if (atomic_load(&s->failed))
+        return;
+    run_product(&stages[OUTPUT],
+                &(Product){layer->output, s->attended, (char *)hidden, q, m->hidden, rows, 1});
+    norm.norm = layer->mlp_norm;
+    run_normalising(&stages[MLP_NORM], &norm);
+    run_product(&stages[GATE_UP],
+                &(Product){layer->gate_up, s->x, s->inner, m->hidden, m->inner, rows, 0});
+    run_product(&stages[DOWN],
+                &(Product){layer->down, s->inner, (char *)hidden, m->inner, m->hidden, rows, 1});
 }
 
-static void step_share(void *argument)
+static void step_share(void *work)
 {
-    Step *s = argument;
-    Member me = join(&s->team);
-    fenv_t environment; /* a thread may round, or flush denormals, in its own way: not here */
-    fegetenv(&environment);
-    fesetenv(FE_DFL_ENV);
-    for (int layer = 0; layer < s->model->num_layers && !s->failed; layer++)
-        layer_share(s, &me, layer);
-    fesetenv(&environment);
+    Step *s = work;
+    for (int layer = 0; layer < s->model->num_layers && !atomic_load(&s->failed); layer++)
+        layer_share(s, layer);
 }
+
+static void step_thread(void *work) { in_plain_arithmetic(step_share, work); }
 
 int decode(Model *model, Pool *pool, const Batch *batch)
 {
@@ -348,7 +360,8 @@ int decode(Model *model, Pool *pool, const Batch *batch)
     if (reserve((void **)&model->memory, &model->memory_room, bytes, 1))
         return -1;
     lay_out(&step, model->memory);
-    memset(step.tickets, 0, sizeof(atomic_int) * PRODUCTS * model->num_layers);
-    run_threads(step_share, &step, bounded_threads(batch->threads));
+    memset(step.stages, 0, sizeof(Stage[STAGES]) * model->num_layers);
+    memset(step.attention, 0, sizeof(Job) * model->num_layers);
+    run_threads(step_thread, &step, bounded_threads(batch->threads));
     return step.failed;
 }

@@ -119,8 +119,14 @@ static void run_unit(Job *job, const Unit *unit, Scratch *scratch)
     path->finish(&job->call, &group->block, &scratch->state);
 }
 
-/* Every key and value is in place before anyone attends: takers of store tickets are running, so
- * the wait is short and cannot deadlock, however many threads there are. */
+void wait_until(atomic_int *counter, int value)
+{
+    for (int spins = 0; atomic_load(counter) < value; spins++)
+        if (spins > 1000)
+            sched_yield();
+}
+
+/* Every key and value is in place before anyone attends. */
 static void store_all(Job *job)
 {
     int ticket, heads = job->call.num_kv_heads;
@@ -130,9 +136,7 @@ static void store_all(Job *job)
             job->pool->path->store(&job->call, store->span, head, store->first, store->end);
         atomic_fetch_add(&job->stores_done, 1);
     }
-    for (int spins = 0; atomic_load(&job->stores_done) < job->num_stores; spins++)
-        if (spins > 1000)
-            sched_yield();
+    wait_until(&job->stores_done, job->num_stores);
 }
 
 void attend_share(Job *job)
@@ -140,8 +144,10 @@ void attend_share(Job *job)
     int unit, worker = atomic_fetch_add(&job->next_worker, 1);
     Scratch scratch = carve(job, job->pool->scratch + worker * job->scratch_bytes);
     store_all(job);
-    while ((unit = atomic_fetch_add(&job->next_unit, 1)) < job->num_units)
+    while ((unit = atomic_fetch_add(&job->next_unit, 1)) < job->num_units) {
         run_unit(job, &job->pool->units[unit], &scratch);
+        atomic_fetch_add(&job->units_done, 1);
+    }
 }
 
 static void work(void *job)
@@ -240,15 +246,8 @@ int prepare(Job *job, const Span *spans, int num_spans, int threads)
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
 static Parallel parallel; /* GOMP_parallel of torch's OpenMP; set once, at import */
-static int (*team_size)(void);
 
-void find_threads(void)
-{
-    team_size = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_num_threads");
-    parallel = team_size ? (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel") : NULL;
-}
-
-int num_threads_here(void) { return parallel ? team_size() : 1; }
+void find_threads(void) { parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
 
 void run_threads(void (*function)(void *), void *argument, int threads)
 {
