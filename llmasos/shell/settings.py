@@ -27,7 +27,7 @@ from llmasos.shell.home import home_folder
 CONFIG_NAME = "config.toml"
 DEFAULT_MODEL = "smollm2"
 
-Dtype = Literal["auto", "bf16", "fp32"]
+Dtype = Literal["auto", "bf16", "fp32", "int8"]
 JournalLevel = Literal["durable", "relaxed", "off"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
