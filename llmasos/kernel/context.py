@@ -14,6 +14,7 @@ Nothing here decides who runs or who is evicted; shortage comes back as None.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llmasos.kernel.abi import ContextId, Message, Pid
 from llmasos.kernel.core import PageId
@@ -206,7 +207,7 @@ class Context:
             raise KernelBug(f"context {self.context_id} of {self.pid} computed beyond its tokens")
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix(left: Sequence[Any], right: Sequence[Any]) -> int:
     """How many leading items two sequences share."""
     length = min(len(left), len(right))
     return next((i for i in range(length) if left[i] != right[i]), length)

@@ -160,6 +160,7 @@ class GenerateJob(Job):
         self._detokenizer = tokenizer.detokenizer()
         self._stops = StopStrings(options.stop)
         self._on_chunk = on_chunk
+        self._is_taking_up = False
         self._tokens_prompt = len(context.tokens)
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -206,6 +207,27 @@ class GenerateJob(Job):
         else:
             self._emit(text, (token_id,))
 
+    def take_up(self, chunks: Sequence[Chunk], now: float) -> None:
+        """Go on where an earlier run of the same generation stood after these chunks, whose tokens are
+        in the context already; nobody is told of them again. It may be done then."""
+        token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
+        self._tokens_prompt -= len(token_ids)
+        self.context.truncate(self._tokens_prompt)
+        self._is_taking_up = True
+        for chunk in chunks:
+            if not chunk.token_ids:
+                self.interrupt(now)
+                break
+            logprob = chunk.logprob
+            answer = (
+                SliceResult(logprob=logprob.logprob, top_logprobs=logprob.top)
+                if logprob
+                else SliceResult()
+            )
+            self.context.append(chunk.token_ids)
+            self.accept(answer, now)
+        self._is_taking_up = False
+
     def interrupt(self, now: float) -> None:
         """See `Job.interrupt`."""
         self._finish(FinishReason.INTERRUPTED, now)
@@ -227,8 +249,10 @@ class GenerateJob(Job):
 
     def _emit(self, text: str, token_ids: tuple[int, ...]) -> None:
         self._pieces.append(text)
+        if self._is_taking_up:
+            return
         if self._on_chunk is not None and (text or token_ids):
-            self._on_chunk(Chunk(text, token_ids))
+            self._on_chunk(Chunk(text, token_ids, self._logprobs[-1] if self._logprobs else None))
         limit = self.process.limits.tokens_out
         if not self.is_done and limit is not None and self.process.usage.tokens_out >= limit:
             self.fail(LimitExceeded(f"This process may sample {limit} tokens and has done so."))

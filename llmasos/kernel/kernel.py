@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,12 @@ from llmasos.kernel.abi import (
     GroupInfo,
     KernelStatus,
     Limits,
+    Message,
     Pid,
     ProcessInfo,
 )
-from llmasos.kernel.context import Context
+from llmasos.kernel.chat import Turn
+from llmasos.kernel.context import Context, common_prefix
 from llmasos.kernel.core import Core, CoreInfo, SequenceSlice, SliceResult, StepResult
 from llmasos.kernel.errors import (
     ContextTooLong,
@@ -46,6 +48,13 @@ from llmasos.kernel.scheduler import Plan, Scheduler, too_large
 from llmasos.kernel.swap import Swap
 
 RATE_WINDOW_S = 5.0
+
+Record = Callable[[Process, tuple[Any, ...]], None]
+"""Takes one event of a process: its kind, then plain values; see `journal.events`."""
+
+
+def _forget(_process: Process, _event: tuple[Any, ...]) -> None:
+    """What becomes of events where no journal is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,8 @@ class Kernel:
         self.processes: dict[Pid, Process] = {}
         self.num_steps = 0
         self.num_tokens_computed = 0
+        self.record: Record = _forget
+        """Told of every change to what a process has: its contexts and tokens (law 1)."""
         self._now = now
         self._started_at = self._charged_until = now()
         self._jobs: list[Job] = []
@@ -122,6 +133,18 @@ class Kernel:
         if process.exit is not None:
             raise NoSuchProcess(f"Process {pid} has exited.")
         return process
+
+    def first_pid(self, pid: Pid) -> None:
+        """Number processes from here on: those of earlier kernels keep their numbers."""
+        self._next_pid = max(self._next_pid, pid)
+
+    def restore_process(self, process: Process) -> None:
+        """Take in a process of an earlier kernel, live or finished."""
+        self.processes[process.pid] = process
+        if process.exit is None:
+            self.groups.enter(process.group)
+        elif process.reaped:
+            self._finished.append(process.pid)
 
     def create_process(
         self,
@@ -175,8 +198,10 @@ class Kernel:
                 stream=context.stream,
                 in_flight=self._is_in_flight(context),
             )
+            self.record(child, copy_event(context))
         child.next_context_id = parent.next_context_id
         child.num_streams = parent.num_streams
+        self.record(child, ("numbers", child.next_context_id, child.num_streams))
 
     def children(self, pid: Pid) -> list[Process]:
         """Processes whose parent this is, finished ones included."""
@@ -215,6 +240,7 @@ class Kernel:
         if process.reaped or process.exit is None:
             return
         process.reaped = True
+        self.record(process, ("reap",))
         self._finished.append(pid)
         while len(self._finished) > self.options.num_finished_kept:
             forgotten = self.processes.pop(self._finished.popleft())
@@ -243,37 +269,49 @@ class Kernel:
             self.pool, pid=process.pid, context_id=context_id, stream=process.next_stream()
         )
         process.contexts[context_id] = context
+        self.record(process, ("open", context_id, context.stream))
         return context
 
     def fork_context(self, process: Process, context: Context) -> Context:
         """A copy of a context within its process, drawing its own random numbers."""
-        context_id = self._next_context_id(process)
-        child = context.fork(
-            pid=process.pid,
-            context_id=context_id,
-            stream=process.next_stream(),
-            in_flight=self._is_in_flight(context),
+        child = self._fork(
+            process, context, self._next_context_id(process), stream=process.next_stream()
         )
-        process.contexts[context_id] = child
+        self.record(process, ("fork", child.context_id, context.context_id, child.stream))
+        return child
+
+    def scratch_context(self, process: Process, context: Context) -> Context:
+        """A copy for a moment's work of the kernel's own: neither its owner nor the journal sees it,
+        and it takes no number that theirs could have had."""
+        process.num_scratch += 1
+        child = self._fork(process, context, ContextId(-process.num_scratch), stream=0)
+        child.is_scratch = True
         return child
 
     def close_context(self, process: Process, context: Context) -> None:
         """Forget a context and give its pages back."""
         del process.contexts[context.context_id]
         self._free(context)
+        if not context.is_scratch:
+            self.record(process, ("close", context.context_id))
 
     def append(self, process: Process, context: Context, token_ids: list[int]) -> None:
         """Add known tokens; raises `ContextTooLong` and changes nothing if they do not fit."""
-        total = len(context.tokens) + len(token_ids)
-        if total > self.info.context_length:
-            raise ContextTooLong(
-                f"The context would have {total} tokens and the model's window"
-                f" is {self.info.context_length}."
-            )
-        if any(not 0 <= token_id < self.info.vocab_size for token_id in token_ids):
-            raise InvalidArguments(f"Token ids go from 0 to {self.info.vocab_size - 1}.")
-        context.append(token_ids)
-        process.usage.tokens_in += len(token_ids)
+        self._check_tokens(len(context.tokens) + len(token_ids), token_ids)
+        self._append(process, context, token_ids)
+
+    def truncate(self, process: Process, context: Context, num_tokens: int) -> None:
+        """Forget the tokens from a position on, and which turns there were."""
+        self._cut(process, context, num_tokens)
+        self._say(process, context, [], None)
+
+    def take_turn(self, process: Process, context: Context, turn: Turn) -> None:
+        """Do to a chat what `chat.next_turn` found; raises as `append` does and then changes nothing."""
+        self._check_tokens(turn.num_kept + len(turn.token_ids), turn.token_ids)
+        if turn.num_kept < len(context.tokens):
+            self._cut(process, context, turn.num_kept)
+        self._append(process, context, turn.token_ids)
+        self._say(process, context, turn.messages, turn.reply_start)
 
     # --- model work
 
@@ -439,6 +477,49 @@ class Kernel:
 
     # --- within
 
+    def _fork(
+        self, process: Process, context: Context, context_id: ContextId, *, stream: int
+    ) -> Context:
+        child = context.fork(
+            pid=process.pid,
+            context_id=context_id,
+            stream=stream,
+            in_flight=self._is_in_flight(context),
+        )
+        process.contexts[context_id] = child
+        return child
+
+    def _check_tokens(self, total: int, token_ids: Sequence[int]) -> None:
+        if total > self.info.context_length:
+            raise ContextTooLong(
+                f"The context would have {total} tokens and the model's window"
+                f" is {self.info.context_length}."
+            )
+        if any(not 0 <= token_id < self.info.vocab_size for token_id in token_ids):
+            raise InvalidArguments(f"Token ids go from 0 to {self.info.vocab_size - 1}.")
+
+    def _append(self, process: Process, context: Context, token_ids: Sequence[int]) -> None:
+        context.append(token_ids)
+        process.usage.tokens_in += len(token_ids)
+        if not context.is_scratch:
+            self.record(process, ("append", context.context_id, list(token_ids)))
+
+    def _cut(self, process: Process, context: Context, num_tokens: int) -> None:
+        context.truncate(num_tokens)
+        self.record(process, ("cut", context.context_id, num_tokens))
+
+    def _say(
+        self,
+        process: Process,
+        context: Context,
+        messages: list[Message],
+        reply_start: int | None,
+    ) -> None:
+        kept = common_prefix(context.messages, messages)
+        context.messages, context.reply_start = messages, reply_start
+        new = [[message.role, message.content] for message in messages[kept:]]
+        self.record(process, ("say", context.context_id, kept, new, reply_start))
+
     def _take_in(self, job: Job, piece: SequenceSlice, answer: SliceResult, now: float) -> int:
         """Commit one slice; returns how many tokens were sampled (0 or 1)."""
         context, num_tokens = job.context, len(piece.tokens)
@@ -470,7 +551,8 @@ class Kernel:
             if piece.sample is not None or job.num_remaining == 0:
                 try:
                     job.accept(answer, now)
-                except SyscallError as error:
+                except SyscallError as error:  # the token that broke it is not kept
+                    job.context.truncate(len(job.context.tokens) - (piece.sample is not None))
                     job.fail(error)
         if job.is_done:
             self._settle(job)
@@ -589,6 +671,15 @@ class Kernel:
             self._recent.popleft()
         span = now - self._recent[0][0] if len(self._recent) > 1 else math.inf
         return sum(count for _, count in self._recent) / span if span > 0 else 0.0
+
+
+def copy_event(context: Context) -> tuple[Any, ...]:
+    """The event that makes a context like this one from nothing."""
+    messages = [[message.role, message.content] for message in context.messages]
+    return (
+        "copy", context.context_id, context.stream, list(context.tokens), messages,
+        context.reply_start,
+    )  # fmt: skip
 
 
 def _token(answer: SliceResult) -> int:

@@ -70,10 +70,7 @@ async def chat(call: Call, context: int, messages: list[Message], reply: bool = 
         check_length(call, message.content)
     process, target = own_context(call, context)
     turn = next_turn(target, call.runtime.tokenizer, messages, reply=reply)
-    if turn.num_kept < len(target.tokens):
-        target.truncate(turn.num_kept)
-    call.runtime.kernel.append(process, target, turn.token_ids)
-    target.messages, target.reply_start = turn.messages, turn.reply_start
+    call.runtime.kernel.take_turn(process, target, turn)
     return len(turn.token_ids)
 
 
@@ -89,11 +86,10 @@ async def fork(call: Call, context: int) -> int:
 @syscall("ctx.truncate", effect=Effect.PURE, tool=False)
 async def truncate(call: Call, context: int, num_tokens: int) -> None:
     """Forget a context's tokens from a position on."""
-    _, target = own_context(call, context)
+    process, target = own_context(call, context)
     if not 0 <= num_tokens <= len(target.tokens):
         raise InvalidArguments(f"The context has {len(target.tokens)} tokens.")
-    target.truncate(num_tokens)
-    target.messages, target.reply_start = [], None
+    call.runtime.kernel.truncate(process, target, num_tokens)
 
 
 @syscall("ctx.close", effect=Effect.PURE, tool=False)

@@ -54,6 +54,8 @@ async def generate(
         matcher=matcher,
         on_chunk=call.on_chunk,
     )
+    if call.chunks:
+        job.take_up(call.chunks, call.runtime.now())
     result: Generation = await call.runtime.run_job(call, job)
     return result
 
@@ -96,8 +98,7 @@ async def _score_tokens(
     call: Call, process: Process, source: Context, token_ids: list[int]
 ) -> tuple[float, ...]:
     kernel = call.runtime.kernel
-    scratch = kernel.fork_context(process, source)
-    scratch.is_scratch = True
+    scratch = kernel.scratch_context(process, source)
     try:
         kernel.append(process, scratch, token_ids)
         job = ScoreJob(process, scratch, num_scored=len(token_ids))
