@@ -316,6 +316,8 @@ class KernelStatus:
     """Why swap takes no more pages; empty while it does, or where there is none."""
     pages_saved: int = 0
     pages_loaded: int = 0
+    groups: tuple[GroupInfo, ...] = ()
+    """The root first, each before its subgroups."""
     journal: str = "off"
     """How much is on disk before an app sees it: durable, relaxed or off."""
     journal_bytes: int = 0

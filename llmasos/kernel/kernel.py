@@ -459,6 +459,7 @@ class Kernel:
             swap_warning=swap.warning if swap else "",
             pages_saved=self.pager.num_saved,
             pages_loaded=self.pager.num_loaded,
+            groups=tuple(self.groups.infos()),
         )
 
     def check_integrity(self) -> None:
