@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from typing import NewType, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class CoreInfo:
     """Law 6: logits depend on (model, tokens) alone, bit for bit."""
     description: str
     """For people: path, dtype, threads, instruction set."""
+    can_shift: bool = False
+    """Whether it is a `ShiftingCore`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,27 @@ class SequenceSlice:
     def end(self) -> int:
         """Positions computed once this slice is."""
         return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Some consecutive tokens that were at `source` and are to be at `target`."""
+
+    source: int
+    target: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVShift:
+    """K/V to copy between the pages of two contexts, each key turned from where it was to where it is
+    to be. No page is in both what is read and what is written."""
+
+    source_ids: tuple[PageId, ...]
+    """Page table of the positions that K/V are read from."""
+    target_ids: tuple[PageId, ...]
+    """... and written to."""
+    runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,4 +174,13 @@ class Core(Protocol):
 
     def close(self) -> None:
         """Give memory back. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ShiftingCore(Core, Protocol):
+    """A core that can move K/V to other positions; its `info.can_shift` is True."""
+
+    def shift(self, shift: KVShift) -> None:
+        """Do it. Blocks. Never called during `execute`."""
         ...

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from llmasos.kernel.abi import Message
 from llmasos.kernel.core import (
     CoreInfo,
+    KVShift,
     PageId,
     SampleSpec,
     SequenceSlice,
@@ -174,6 +175,7 @@ class ScriptedCore:
             num_pages=num_pages,
             exact=True,
             description="a script, for tests",
+            can_shift=True,
         )
         self.script = script
         self.num_tokens = 0
@@ -190,6 +192,21 @@ class ScriptedCore:
             self._write(piece)
         self.num_tokens += plan.num_tokens
         return StepResult(tuple(self._answer(piece) for piece in plan.slices))
+
+    def shift(self, shift: KVShift) -> None:
+        """See `ShiftingCore.shift`; raises `KernelBug` where what is read was never computed."""
+        size = self.info.page_size
+        moved: list[tuple[PageId, int, int]] = []
+        for run in shift.runs:
+            for offset in range(run.count):
+                page, slot = divmod(run.source + offset, size)
+                token = int(self._slots[shift.source_ids[page], slot])
+                page, slot = divmod(run.target + offset, size)
+                moved.append((shift.target_ids[page], slot, token))
+        if any(token < 0 for _, _, token in moved):
+            raise KernelBug("a position is shifted that was never computed")
+        for page_id, slot, token in moved:
+            self._slots[page_id, slot] = token
 
     def close(self) -> None:
         """Nothing to give back."""
