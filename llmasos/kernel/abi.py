@@ -227,6 +227,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """Hard limits of a group of processes and everything below it; None is unlimited."""
+
+    tokens_out: int | None = None
+    """Tokens that may be sampled, ever: then its generations fail."""
+    model_s: float | None = None
+    """Seconds of the model's time, ever: what was in the step that passes it is done, then its work fails."""
+    pages: int | None = None
+    """Pages held at a time: work that needs more waits."""
+    processes: int | None = None
+    """Live processes at a time: a spawn beyond is refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a process ended: `code` as Unix has it (128+n when signal n ended it, 124 on a limit)."""
 
@@ -290,6 +304,11 @@ class GroupInfo:
     tokens_computed: int
     tokens_out: int
     model_s: float
+    limits: GroupLimits = GroupLimits()
+    num_processes_in_all: int = 0
+    """Live ones in the group and below."""
+    pages_held: int = 0
+    """Pages that they hold, each counted once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +338,8 @@ class KernelStatus:
     """Why swap takes no more pages; empty while it does, or where there is none."""
     pages_saved: int = 0
     pages_loaded: int = 0
+    groups: tuple[GroupInfo, ...] = ()
+    """The root first, each before its subgroups."""
     journal: str = "off"
     """How much is on disk before an app sees it: durable, relaxed or off."""
     journal_bytes: int = 0
