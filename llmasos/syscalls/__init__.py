@@ -12,8 +12,9 @@ from llmasos.syscalls.llm import SYSCALLS as LLM
 from llmasos.syscalls.memory import SYSCALLS as MEMORY
 from llmasos.syscalls.process import SYSCALLS as PROCESS
 from llmasos.syscalls.search import SYSCALLS as SEARCH
+from llmasos.syscalls.web import SYSCALLS as WEB
 
 
 def builtin_syscalls() -> SyscallTable:
     """A table of all of them."""
-    return SyscallTable((*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY))
+    return SyscallTable((*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB))
