@@ -105,6 +105,7 @@ def _runtime(
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
     from llmasos.syscalls import builtin_syscalls
+    from llmasos.syscalls.sandbox import Sandbox
 
     options = KernelOptions()
     if settings.step_tokens is not None:
@@ -112,7 +113,7 @@ def _runtime(
     return Runtime(
         core,
         tokenizer,
-        syscalls=builtin_syscalls(),
+        syscalls=builtin_syscalls(sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak")),
         programs=load_builtin,
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """Tokens a step computes at most; None takes the kernel's own default."""
     swap: ByteSize = Field(ByteSize(4 * 1024**3), ge=0)
     """Disk for pages that memory has no room for, such as `4GiB`; 0 is none."""
+    exec_sandbox: Literal["strict", "weak"] = "strict"
+    """What `exec.*` needs: bubblewrap, or (weak) resource limits alone where that is missing."""
 
     @field_validator("dtype", mode="before")
     @classmethod
