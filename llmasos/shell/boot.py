@@ -6,6 +6,7 @@ Importing this is quick; torch is loaded by `_load`, in a worker thread.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import AsyncGenerator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llmasos.kernel.core import Core
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.swap import Swap
+    from llmasos.kernel.syscall import Syscall
     from llmasos.kernel.tokenizer import Tokenizer
 
 
@@ -64,8 +66,30 @@ async def booted(
     with kernel_lock(settings.home):
         load = functools.partial(_load, settings)
         loaded = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
-        async with _runtime(settings, *loaded, os.path.abspath(root)) as runtime:
+        async with (
+            _mounted(settings) as mounted,
+            _runtime(settings, *loaded, os.path.abspath(root), mounted) as runtime,
+        ):
             yield runtime
+
+
+@asynccontextmanager
+async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
+    """The tools of the MCP servers that the settings name; what is left out is told on stderr."""
+    if not settings.mcp.servers:
+        yield ()
+        return
+    try:
+        from llmasos.syscalls.mcp import ServerConfig, mounted
+    except ImportError as error:
+        raise ConfigError(
+            "[mcp.servers] needs the mcp package: pip install 'llmasos[mcp]'."
+        ) from error
+    servers = {name: ServerConfig(**dict(each)) for name, each in settings.mcp.servers.items()}
+    async with mounted(servers) as mounts:
+        for problem in mounts.problems:
+            logging.getLogger("llmasos").warning("%s", problem)
+        yield mounts.syscalls
 
 
 def _load(settings: Settings) -> tuple[Core, Tokenizer, Swap | None]:
@@ -99,7 +123,12 @@ def _load(settings: Settings) -> tuple[Core, Tokenizer, Swap | None]:
 
 
 def _runtime(
-    settings: Settings, core: Core, tokenizer: Tokenizer, swap: Swap | None, root: str
+    settings: Settings,
+    core: Core,
+    tokenizer: Tokenizer,
+    swap: Swap | None,
+    root: str,
+    mounted: tuple[Syscall, ...],
 ) -> Runtime:
     from llmasos.apps.builtin import load_builtin
     from llmasos.kernel.kernel import KernelOptions
@@ -113,7 +142,9 @@ def _runtime(
     return Runtime(
         core,
         tokenizer,
-        syscalls=builtin_syscalls(sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak")),
+        syscalls=builtin_syscalls(
+            sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"), mounted=mounted
+        ),
         programs=load_builtin,
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),
