@@ -9,7 +9,7 @@ never mixed in one field.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NewType
 
@@ -207,15 +207,36 @@ class Capabilities:
     """What a process may do. A child's can only be the same or less (`attenuate`).
 
     `syscalls` are shell patterns over syscall names (`fs.*`); `root` is the folder that file and
-    search syscalls are confined to.
+    search syscalls are confined to. `hosts` are what `web.*` may reach: names or addresses, in which
+    `*` stands for anything, with `:port` where that is not the scheme's own; none unless granted.
     """
 
     syscalls: tuple[str, ...] = ("*",)
     root: str = "."
+    hosts: tuple[str, ...] = ()
 
     def allows(self, name: str) -> bool:
         """Whether a syscall of this name may be called at all."""
         return any(fnmatchcase(name, pattern) for pattern in self.syscalls)
+
+    def allows_host(self, host: str) -> bool:
+        """Whether a host, `name` or `name:port`, may be reached."""
+        return any(_covers(pattern.lower(), host.lower()) for pattern in self.hosts)
+
+    def with_hosts(self, wanted: tuple[str, ...]) -> Capabilities:
+        """The same with the hosts that both it and `wanted` allow, so never more."""
+        both = [host for host in wanted if self.allows_host(host)]
+        asked = Capabilities(hosts=wanted)
+        both += [host for host in self.hosts if asked.allows_host(host) and host not in both]
+        return replace(self, hosts=tuple(both))
+
+
+def _covers(pattern: str, host: str) -> bool:
+    """Whether a host pattern covers a host, or all that another pattern covers.
+
+    `*` is the only wildcard: then a pattern that matches another's spelling matches all it stands for.
+    """
+    return not set("?[]") & set(pattern + host) and fnmatchcase(host, pattern)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
@@ -106,7 +107,10 @@ class Syscall:
 
     @cached_property
     def _result(self) -> TypeAdapter[Any] | None:
-        kind = get_type_hints(self.function, include_extras=True).get("return", Any)
+        """Of the annotated result; its parameters' annotations may not be there at run time."""
+        annotations = {"return": self.function.__annotations__.get("return", Any)}
+        holder, names = SimpleNamespace(__annotations__=annotations), self.function.__globals__
+        kind = get_type_hints(holder, names, include_extras=True)["return"]
         return None if kind is Any else TypeAdapter(kind)
 
 

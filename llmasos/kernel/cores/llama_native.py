@@ -41,8 +41,8 @@ class NativeLlamaDecoder:
         self.device = torch.device("cpu")
         self.shape = decoder_shape(spec)
         reader = _Reader(checkpoint, spec, dtype, instruction_set, int8)
-        frequencies = inverse_frequencies(checkpoint.config, spec.head_dim)
-        self._rope = RopeTable(frequencies, dtype=torch.float32, device=self.device)
+        self.frequencies = inverse_frequencies(checkpoint.config, spec.head_dim)
+        self._rope = RopeTable(self.frequencies, dtype=torch.float32, device=self.device)
         self._embedding = embedding_table(checkpoint)
         self._model = NativeModel(
             [reader.layer(index, window) for index, window in enumerate(spec.windows)],
