@@ -135,10 +135,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A streamed piece of a generation. `text` is whole characters; it may be empty."""
+    """A streamed piece of a generation: one token, or none at its end. `text` is whole characters;
+    it may be empty."""
 
     text: str
     token_ids: tuple[int, ...]
+    logprob: TokenLogprob | None = None
+    """Of the token, where log-probabilities were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +274,8 @@ class ProcessInfo:
     """Its pages, each divided by how many contexts hold it: summed over `ps` they are those held."""
     group: str = ""
     """Path of the group it is in; empty for the root group."""
+    note: str = ""
+    """Why it stands still, where that is not its own doing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +319,12 @@ class KernelStatus:
     """Why swap takes no more pages; empty while it does, or where there is none."""
     pages_saved: int = 0
     pages_loaded: int = 0
+    journal: str = "off"
+    """How much is on disk before an app sees it: durable, relaxed or off."""
+    journal_bytes: int = 0
+    journal_lag_s: float = 0.0
+    """How long the oldest event that is not on disk has waited."""
+    journal_warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

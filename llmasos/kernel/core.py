@@ -136,6 +136,9 @@ class StepResult:
     """Pages that came back of each load; this and the times are the pager's, no core sets them."""
     computing_s: float = 0.0
     loading_s: float = 0.0
+    """From the first page asked for to the last one there; part of it while the core computed."""
+    stalled_s: float = 0.0
+    """What the step lasted longer for its loads."""
 
 
 class Core(Protocol):
@@ -160,6 +163,13 @@ class Core(Protocol):
 
     def write_page(self, page_id: PageId, content: bytes | bytearray | memoryview) -> None:
         """Put back what `read_page` of a core of the same fingerprint gave, bit for bit."""
+        ...
+
+    def page_view(self, page_id: PageId) -> memoryview | None:
+        """A page's memory, to be written where it lies; None where pages are not in host memory.
+
+        Other threads may write it while `execute` computes a plan that does not name the page.
+        """
         ...
 
     def close(self) -> None:

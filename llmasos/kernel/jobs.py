@@ -166,6 +166,7 @@ class GenerateJob(Job):
         self._detokenizer = tokenizer.detokenizer()
         self._stops = StopStrings(options.stop)
         self._on_chunk = on_chunk
+        self._is_taking_up = False
         self._tokens_prompt = len(context.tokens)
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -195,19 +196,13 @@ class GenerateJob(Job):
 
     def accept(self, answer: SliceResult, now: float) -> None:
         """See `Job.accept`: the token is in the context already."""
-        token_id = self.context.tokens[-1]
+        token_id, logprob = self.context.tokens[-1], None
         if not self._token_ids:
             self._first_token_s = now - self.submitted_at
-        self._token_ids.append(token_id)
         if answer.logprob is not None:
-            self._logprobs.append(TokenLogprob(token_id, answer.logprob, answer.top_logprobs))
-        if self._penalised is not None:
-            self._penalised.add(token_id)
-        is_end = token_id in self._eos_ids and not self._options.ignore_eos
-        text = "" if is_end else self._detokenizer.push(token_id)
-        self._text_ends.append((self._text_ends or [0])[-1] + len(text))
-        text = self._stops.push(text)
-        reason = self._finish_reason(token_id, is_end=is_end)
+            logprob = TokenLogprob(token_id, answer.logprob, answer.top_logprobs)
+        text = self._take(token_id, logprob)
+        reason = self._finish_reason(token_id)
         if reason is FinishReason.WINDOW and self._may_make_room:
             self._emit(text, (token_id,))
             self._pause()
@@ -215,6 +210,41 @@ class GenerateJob(Job):
             self._finish(reason, now, text, (token_id,))
         else:
             self._emit(text, (token_id,))
+
+    def take_up(self, chunks: Sequence[Chunk], now: float) -> None:
+        """Go on where an earlier run of the same generation stood after these chunks, whose tokens are
+        in the context already; nobody is told of them again. It may be done then."""
+        self._is_taking_up = True
+        self._tokens_prompt = max(self._tokens_prompt - sum(len(c.token_ids) for c in chunks), 0)
+        for chunk, is_last in zip(chunks, [*[False] * (len(chunks) - 1), True], strict=True):
+            if not chunk.token_ids:
+                self.interrupt(now)
+                break
+            token_id = chunk.token_ids[0]
+            text = self._take(token_id, chunk.logprob)
+            reason = self._finish_reason(token_id)
+            if is_last and reason is FinishReason.WINDOW and self._may_make_room:
+                self._emit(text, (token_id,))
+                self._pause()
+            elif is_last and reason is not None:
+                self._finish(reason, now, text, (token_id,))
+            else:  # it went on, whatever its context's length is by now
+                self._emit(text, (token_id,))
+        self._is_taking_up = False
+
+    def _take(self, token_id: int, logprob: TokenLogprob | None) -> str:
+        """Take a token in; the text that it completes."""
+        self._token_ids.append(token_id)
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        if self._penalised is not None:
+            self._penalised.add(token_id)
+        text = "" if self._is_end(token_id) else self._detokenizer.push(token_id)
+        self._text_ends.append((self._text_ends or [0])[-1] + len(text))
+        return self._stops.push(text)
+
+    def _is_end(self, token_id: int) -> bool:
+        return token_id in self._eos_ids and not self._options.ignore_eos
 
     def interrupt(self, now: float) -> None:
         """See `Job.interrupt`; also for one that is paused."""
@@ -244,8 +274,8 @@ class GenerateJob(Job):
         if not self.is_done:  # a limit may have ended it with its last token
             self.is_paused = self.is_done = self.context.is_held = True
 
-    def _finish_reason(self, token_id: int, *, is_end: bool) -> FinishReason | None:
-        if is_end:
+    def _finish_reason(self, token_id: int) -> FinishReason | None:
+        if self._is_end(token_id):
             return FinishReason.STOP
         if self._stops.hit:
             return FinishReason.STOP_STRING
@@ -261,8 +291,10 @@ class GenerateJob(Job):
 
     def _emit(self, text: str, token_ids: tuple[int, ...]) -> None:
         self._pieces.append(text)
+        if self._is_taking_up:
+            return
         if self._on_chunk is not None and (text or token_ids):
-            self._on_chunk(Chunk(text, token_ids))
+            self._on_chunk(Chunk(text, token_ids, self._logprobs[-1] if self._logprobs else None))
         limit = self.process.limits.tokens_out
         if not self.is_done and limit is not None and self.process.usage.tokens_out >= limit:
             self.fail(LimitExceeded(f"This process may sample {limit} tokens and has done so."))

@@ -148,6 +148,18 @@ class Kernel:
             raise NoSuchProcess(f"Process {pid} has exited.")
         return process
 
+    def first_pid(self, pid: Pid) -> None:
+        """Number processes from here on: those of earlier kernels keep their numbers."""
+        self._next_pid = max(self._next_pid, pid)
+
+    def restore_process(self, process: Process) -> None:
+        """Take in a process of an earlier kernel, live or finished."""
+        self.processes[process.pid] = process
+        if process.exit is None:
+            self.groups.enter(process.group)
+        elif process.reaped:
+            self._finished.append(process.pid)
+
     def create_process(
         self,
         program: Program,
@@ -243,6 +255,7 @@ class Kernel:
         if process.reaped or process.exit is None:
             return
         process.reaped = True
+        self.record(process, ("reap",))
         self._finished.append(pid)
         while len(self._finished) > self.options.num_finished_kept:
             forgotten = self.processes.pop(self._finished.popleft())
@@ -354,7 +367,7 @@ class Kernel:
             return None
         first = start // self.info.page_size * self.info.page_size
         work = KVShift(tuple(context.page_ids), tuple(target.page_ids), from_page(wanted, first))
-        return Shift(target, end - first, work, self.pager.moves(()))
+        return Shift(target, end - first, work, self.pager.moves((), ()))
 
     def execute_shift(self, core: Core, shift: Shift) -> None:
         """The part of a shift that is the engine thread's. Blocks; raises what the core raises."""
@@ -442,7 +455,7 @@ class Kernel:
         if len(result.slices) != len(plan.jobs) or len(result.loaded) != len(loads):
             raise KernelBug("a core answered another number of slices or loads than it was asked")
         self.pager.measure(plan.step, plan.moves, result)
-        elapsed_s -= result.loading_s
+        elapsed_s -= result.stalled_s
         now = self._now()
         num_sampled = 0
         for job, piece, answer in zip(plan.jobs, plan.step.slices, result.slices, strict=True):

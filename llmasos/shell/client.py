@@ -190,9 +190,9 @@ class SocketSession:
         """Let the kernel stay until it is told to end."""
         await self._call("keep", _NOTHING)
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, *, suspend: bool = False) -> None:
         """Ask the kernel to end."""
-        await self._call("shutdown", _NOTHING)
+        await self._call("shutdown", _NOTHING, suspend=suspend)
 
 
 _NOTHING = cast("type[None]", None | str)

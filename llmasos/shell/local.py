@@ -65,6 +65,8 @@ class LocalSession:
         self._apps = apps
         self.stopping = anyio.Event()
         """Set once someone asked for the kernel's end; its owner waits for it."""
+        self.is_ended = False
+        """Whether someone said what is to become of what runs: else it comes back."""
         self.kept = False
         """Whether someone asked that it stays though nobody needs it."""
 
@@ -81,7 +83,7 @@ class LocalSession:
         return self._runtime.info(pid)
 
     async def spawn(self, request: SpawnRequest) -> Pid:
-        """Start a process. Whose foreground it is does not matter here: leaving ends everything."""
+        """Start a process."""
         return await self._runtime.spawn(
             request.app,
             dict(request.params),
@@ -91,6 +93,7 @@ class LocalSession:
             nice=request.nice,
             seed=request.seed,
             stdin=request.stdin,
+            foreground=request.foreground,
         )
 
     async def fork(
@@ -106,10 +109,12 @@ class LocalSession:
     async def signal(self, pid: Pid, signal: Signal) -> None:
         """Send a signal."""
         self._runtime.signal(pid, signal)
+        await self._runtime.flushed()
 
     async def renice(self, pid: Pid, nice: int) -> None:
         """Change its share of the model."""
         self._runtime.renice(pid, nice)
+        await self._runtime.flushed()
 
     def output(self, pid: Pid) -> AsyncGenerator[str]:
         """Its output from the beginning, then live until it exits."""
@@ -121,7 +126,7 @@ class LocalSession:
 
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Add to its stdin; None is end of file."""
-        self._runtime.send_input(pid, text)
+        await self._runtime.send_input(pid, text)
 
     async def dialogue(self, pid: Pid) -> AsyncGenerator[str | None]:
         """Its output, with None wherever it has come to ask for a line of input."""
@@ -151,6 +156,9 @@ class LocalSession:
         """Let it stay."""
         self.kept = True
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, *, suspend: bool = False) -> None:
         """Tell the kernel's owner to end it."""
+        self.is_ended = True
+        if suspend:
+            self._runtime.suspend()
         self.stopping.set()

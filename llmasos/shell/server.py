@@ -20,7 +20,7 @@ from typing import Any, TypeVarTuple
 import anyio
 
 import llmasos
-from llmasos.kernel.abi import Pid, Signal
+from llmasos.kernel.abi import Pid, ProcessInfo, ProcessState, Signal
 from llmasos.kernel.errors import ConfigError, KernelLost, NoKernel, NoSuchProcess
 from llmasos.shell.guard import as_told
 from llmasos.shell.home import SOCKET_NAME, socket_path
@@ -86,7 +86,7 @@ class Server:
     async def until_unneeded(
         self, is_kept: Callable[[], bool], is_orphan: Callable[[], bool]
     ) -> None:
-        """Wait until no client holds a session and no process is left, for a moment at least.
+        """Wait until no client holds a session and no process is at work, for a moment at least.
 
         The first client is waited for as long as the one that started us lives (`is_orphan`).
         Afterwards no client is taken any more: it starts another kernel.
@@ -96,7 +96,7 @@ class Server:
         num_quiet = 0
         while num_quiet < 10 or is_kept():
             await anyio.sleep(IDLE_S / 10)
-            busy = bool(self._foreground) or bool(await self._session.ps())
+            busy = bool(self._foreground) or any(map(_is_at_work, await self._session.ps()))
             num_quiet = 0 if busy else num_quiet + 1
         self._is_ending = True
 
@@ -186,6 +186,11 @@ class Server:
                 await self._session.wait(pid)
                 return
             await self._session.signal(pid, Signal.KILL)
+
+
+def _is_at_work(process: ProcessInfo) -> bool:
+    """A process that is stopped comes back, stopped, with the next kernel."""
+    return process.state is not ProcessState.STOPPED
 
 
 async def _listen(

@@ -106,6 +106,6 @@ class KernelSession(Protocol):
         """Let the kernel stay until it is told to end, though nobody needs it."""
         ...
 
-    async def shutdown(self) -> None:
-        """Ask the kernel to kill what is left and end."""
+    async def shutdown(self, *, suspend: bool = False) -> None:
+        """Ask the kernel to kill what is left and end; with `suspend` it comes back with the next one."""
         ...

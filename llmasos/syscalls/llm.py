@@ -65,6 +65,8 @@ async def generate(
         matcher=matcher,
         on_chunk=call.on_chunk,
     )
+    if call.chunks:
+        job.take_up(call.chunks, call.runtime.now())
     return await _generate(call, job)
 
 

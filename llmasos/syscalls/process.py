@@ -14,7 +14,7 @@ from llmasos.kernel.syscall import Call, syscall
 MAX_OUTPUT_CHARS = 20_000
 
 
-@syscall("proc.spawn", effect=Effect.WRITE)
+@syscall("proc.spawn", effect=Effect.WRITE, repeatable=True)
 async def spawn(
     call: Call,
     app: Annotated[str, Field(description="Name of the app to run.")],
@@ -44,15 +44,16 @@ async def spawn(
             capabilities=capabilities,
             limits=mine.limits,
             nice=max(nice, mine.nice),
+            call=call.id,
         )
     except ProcessError as error:
         raise InvalidArguments(str(error)) from error
 
 
-@syscall("proc.fork", effect=Effect.WRITE, tool=False)
+@syscall("proc.fork", effect=Effect.WRITE, tool=False, repeatable=True)
 async def fork(call: Call, params: dict[str, Any] | None = None, title: str = "") -> int:
     """Run this process's app again in a child that shares its contexts; returns the pid."""
-    return await call.runtime.fork(call.pid, params, title=title)
+    return await call.runtime.fork(call.pid, params, title=title, call=call.id)
 
 
 @syscall("proc.wait", effect=Effect.READ, deadline_s=None)
@@ -70,7 +71,7 @@ async def wait(
     }
 
 
-@syscall("proc.kill", effect=Effect.WRITE, tool=False)
+@syscall("proc.kill", effect=Effect.WRITE, tool=False, repeatable=True)
 async def kill(call: Call, pid: int, signal: str = "TERM") -> None:
     """Send a signal to a child process."""
     if signal not in Signal.__members__:

@@ -177,6 +177,13 @@ class PagedKV:
         """
         return self._page(page_id).cpu().numpy().data.toreadonly()
 
+    def page_view(self, page_id: PageId) -> memoryview | None:
+        """The same bytes, writable, where pages are in host memory; else None.
+
+        Writing a page that no running `attend` or `copy_pages` names is allowed from any thread.
+        """
+        return self._page(page_id).numpy().data if self.device.type == "cpu" else None
+
     def write_page(self, page_id: PageId, blob: bytes | bytearray | memoryview) -> None:
         """Put back what `page_bytes` gave. Raises KernelBug when the size is not a page's."""
         if len(blob) != self.bytes_per_page:

@@ -154,6 +154,11 @@ class TorchCore:
         with _engine_mode(self._num_threads):
             self._parts[1].write_page(page_id, content)
 
+    def page_view(self, page_id: PageId) -> memoryview | None:
+        """See `Core.page_view`."""
+        self._check_page(page_id)
+        return self._parts[1].page_view(page_id)
+
     def shift(self, shift: KVShift) -> None:
         """See `ShiftingCore.shift`."""
         decoder, kv = self._parts

@@ -1,0 +1,272 @@
+"""Bringing processes back from the journal when a kernel boots.
+
+What a process had is rebuilt from its events; its app is then run again (`journal.feed`) until it stands
+where it stood. Its pages are not here: they come from swap where they are there, and are computed otherwise,
+when the process first needs them. A process that cannot come back as it was is held and says why, and nothing
+of it is lost; one whose journal is damaged is ended, since what is not believed must not act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from llmasos.kernel.abi import (
+    AppInfo,
+    Capabilities,
+    ContextId,
+    ExitStatus,
+    Limits,
+    Pid,
+    Signal,
+)
+from llmasos.kernel.context import Context
+from llmasos.kernel.core import CoreInfo
+from llmasos.kernel.errors import AppError, JournalDamaged, LlmosError
+from llmasos.kernel.journal.entries import ProcessRow
+from llmasos.kernel.journal.events import SCHEMA
+from llmasos.kernel.journal.history import History
+from llmasos.kernel.journal.holdings import HeldContext, Holdings
+from llmasos.kernel.journal.journal import Journal
+from llmasos.kernel.output import Input, Output
+from llmasos.kernel.process import KERNEL_PID, Process, Usage
+from llmasos.kernel.program import Port, Program
+from llmasos.kernel.tasks import Task
+
+if TYPE_CHECKING:
+    from llmasos.kernel.runtime import Runtime
+
+ComeBack = Callable[[Process, Task, History], None]
+
+NO_TERMINAL = "Its terminal is gone; `llmasos resume {pid}` goes on with it."
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What came of a recovery."""
+
+    running: list[Pid] = field(default_factory=list)
+    held: dict[Pid, str] = field(default_factory=dict)
+    """Those that stand still, and why."""
+    damaged: dict[Pid, str] = field(default_factory=dict)
+    """Those that were ended because their journals cannot be believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissingProgram:
+    """Stands for an app that cannot be run now."""
+
+    info: AppInfo
+    problem: str
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Takes anything: it was checked when the app was there."""
+
+    async def run(self, port: Port, params: Mapping[str, Any]) -> int:
+        """Say why it cannot."""
+        raise AppError(self.problem)
+
+
+def spawn_values(
+    process: Process, *, stdin: bool, foreground: bool, core: CoreInfo
+) -> dict[str, Any]:
+    """What a process's first event says."""
+    info = process.program.info
+    return {
+        "schema": SCHEMA,
+        "app": info.name,
+        "version": info.version,
+        "params": dict(process.params),
+        "title": process.title,
+        "ppid": process.ppid,
+        "capabilities": asdict(process.capabilities),
+        "limits": asdict(process.limits),
+        "nice": process.nice,
+        "seed": process.seed,
+        "started_at": process.started_at,
+        "group": process.group.path,
+        "interactive": process.is_interactive,
+        "stdin": stdin,
+        "foreground": foreground,
+        "model": core.model,
+        "fingerprint": core.fingerprint,
+        "vocab_size": core.vocab_size,
+    }
+
+
+async def recover(runtime: Runtime, journal: Journal, come_back: ComeBack) -> Recovered:
+    """Bring back what had not ended, people's processes first, and the finished children that live
+    parents have not waited for."""
+    recovered = Recovered()
+    rows = await anyio.to_thread.run_sync(journal.store.unfinished)
+    histories: list[History] = []
+    for row in rows:
+        try:
+            histories.append(await anyio.to_thread.run_sync(_read, journal, row))
+        except JournalDamaged as error:
+            recovered.damaged[row.pid] = str(error)
+            journal.end_damaged(row.pid, str(error), runtime.now())
+    live = {history.pid for history in histories}
+    await _recover_zombies(runtime, journal, live)
+    histories.sort(key=lambda history: (not _is_interactive(history), history.pid))
+    for history in histories:
+        _recover_one(runtime, journal, history, live, recovered, come_back)
+    return recovered
+
+
+def _read(journal: Journal, row: ProcessRow) -> History:
+    if row.is_damaged:
+        raise JournalDamaged(f"Part of process {row.pid}'s journal is lost.")
+    return History(row.pid, journal.read(row.pid))
+
+
+async def _recover_zombies(runtime: Runtime, journal: Journal, live: set[Pid]) -> None:
+    for row in await anyio.to_thread.run_sync(journal.store.zombies):
+        if row.ppid not in live:
+            journal.reap(row.pid)
+            continue
+        try:
+            history = await anyio.to_thread.run_sync(_read, journal, row)
+        except JournalDamaged:
+            continue
+        process = _process(runtime, history, live)
+        signal = None if row.exit_signal is None else Signal(row.exit_signal)
+        process.exit = ExitStatus(row.exit_code or 0, row.exit_message, signal)
+        process.ended_at = row.ended_at
+        runtime.kernel.restore_process(process)
+        runtime.adopt(process, _task(history))
+
+
+def _recover_one(
+    runtime: Runtime,
+    journal: Journal,
+    history: History,
+    live: set[Pid],
+    recovered: Recovered,
+    come_back: ComeBack,
+) -> None:
+    process, task = _process(runtime, history, live), _task(history)
+    journal.go_on(process.pid, len(history.events))
+    runtime.kernel.restore_process(process)
+    for context_id, held in history.holdings.contexts.items():
+        process.contexts[context_id] = _context(runtime, process, context_id, held)
+    now = runtime.now()
+    journal.record(process.pid, ("boot", now))
+    task.ran_s = history.ran_s
+    come_back(process, task, history)
+    signal = history.holdings.ending_signal
+    if signal is not None:
+        runtime.signal(process.pid, signal)
+    elif reason := _reason_to_hold(runtime, process, history):
+        runtime.hold(process.pid, reason)
+        recovered.held[process.pid] = reason
+    else:
+        recovered.running.append(process.pid)
+
+
+def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
+    spawn, holdings = history.spawn, history.holdings
+    ppid = Pid(spawn["ppid"])
+    return Process(
+        pid=history.pid,
+        ppid=ppid if ppid in live else KERNEL_PID,
+        program=_program(runtime, spawn),
+        params=spawn["params"],
+        title=spawn["title"],
+        capabilities=_capabilities(spawn["capabilities"]),
+        limits=Limits(**spawn["limits"]),
+        nice=spawn["nice"] if holdings.nice is None else holdings.nice,
+        seed=spawn["seed"],
+        started_at=spawn["started_at"],
+        group=runtime.kernel.groups.open(spawn["group"]),
+        is_interactive=_is_interactive(history),
+        usage=_usage(holdings),
+        num_streams=holdings.num_streams,
+        num_children=holdings.num_children,
+        next_context_id=holdings.next_context_id,
+    )
+
+
+def _is_interactive(history: History) -> bool:
+    now = history.holdings.is_interactive
+    return bool(history.spawn["interactive"] if now is None else now)
+
+
+def _capabilities(values: Mapping[str, Any]) -> Capabilities:
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return Capabilities(**given)
+
+
+def _usage(holdings: Holdings) -> Usage:
+    return Usage(
+        tokens_in=holdings.tokens_in,
+        tokens_out=holdings.tokens_out,
+        num_syscalls=holdings.num_syscalls,
+    )
+
+
+def _program(runtime: Runtime, spawn: Mapping[str, Any]) -> Program:
+    try:
+        return runtime.program(spawn["app"])
+    except (LlmosError, LookupError) as error:
+        info = AppInfo(spawn["app"], spawn["version"], "", (), {})
+        return MissingProgram(info, f"The app {spawn['app']} cannot be run: {error}")
+
+
+def _task(history: History) -> Task:
+    output, stdin = Output(), Input(is_open=history.spawn["stdin"])
+    for text in history.holdings.output:
+        output.write(text)
+    for line in history.holdings.input:
+        stdin.send(line)
+    if history.exit is not None:
+        output.close()
+    task = Task(output, stdin)
+    task.children.update(history.holdings.children)
+    return task
+
+
+def _context(
+    runtime: Runtime, process: Process, context_id: ContextId, held: HeldContext
+) -> Context:
+    context = Context(
+        runtime.kernel.pool,
+        pid=process.pid,
+        context_id=context_id,
+        stream=held.stream,
+        window=held.window,
+    )
+    context.append(held.tokens)
+    context.messages, context.reply_start = held.turns, held.reply_start
+    context.starts, context.num_forgotten = held.starts, held.num_forgotten
+    return context
+
+
+def _reason_to_hold(runtime: Runtime, process: Process, history: History) -> str:
+    """Why a process does not go on by itself; empty where it does."""
+    spawn, core = history.spawn, runtime.kernel.info
+    if isinstance(process.program, MissingProgram):
+        return process.program.problem
+    if spawn["version"] != process.program.info.version:
+        return (
+            f"It was begun by {process.app} {spawn['version']}, and now that is"
+            f" {process.program.info.version}."
+        )
+    if (spawn["model"], spawn["vocab_size"]) != (core.model, core.vocab_size):
+        return f"It was begun on the model {spawn['model']}, and this kernel has {core.model}."
+    longest = _longest(history.holdings.contexts.values())
+    if longest > core.context_length:
+        return f"It holds {longest} tokens and this kernel's window is {core.context_length}."
+    if spawn["foreground"]:
+        return NO_TERMINAL.format(pid=process.pid)
+    return "It was stopped." if history.holdings.is_stopped else ""
+
+
+def _longest(contexts: Any) -> int:
+    lengths: Sequence[int] = [len(held.tokens) for held in contexts]
+    return max(lengths, default=0)
