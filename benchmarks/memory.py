@@ -17,12 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from benchmarks import harness
+from benchmarks import eviction, harness
 from benchmarks.harness import Bar, Report, Samples, timed
 from benchmarks.ours import stored_model
 from llmasos.kernel.abi import AppInfo, Capabilities, Limits, Sampling
 from llmasos.kernel.context import Context
 from llmasos.kernel.cores.torch_core import TorchCore
+from llmasos.kernel.eviction import GreedyDual, LeastRecentlyUsed
 from llmasos.kernel.jobs import GenerateJob, GenerateOptions, Job, PrefillJob
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -132,6 +133,7 @@ def main() -> int:
     options = parser.parse_args()
     bench = Bench(options.model, options.threads, options.quick)
     report = Report("memory")
+    _evictions(report, num=400 if options.quick else 2000)
     with TemporaryDirectory(prefix="llmasos-swap-") as folder:
         _forks_and_resumes(bench, report, Path(folder, "resume"))
         _more_than_memory(bench, report, Path(folder, "crowd"))
@@ -140,6 +142,22 @@ def main() -> int:
 
 def _row(report: Report, what: str, value: object, unit: str) -> None:
     report.rows.append({"what": what, "value": value, "unit": unit})
+
+
+def _evictions(report: Report, *, num: int) -> None:
+    """Pages by worth against pages by recency, without the model."""
+    harness.progress("evictions")
+    by_worth, by_recency = (
+        eviction.computed_tokens(order, num, seed=3)
+        for order in (GreedyDual(), LeastRecentlyUsed())
+    )
+    total = sum(map(len, eviction.prompts(num, seed=3)))
+    for what, computed in (("least recently used", by_recency), ("worth least", by_worth)):
+        _row(report, f"{num} prompts, pages {what} go: computed", computed, "tokens")
+        _row(report, "... and found", total - computed, "tokens")
+    report.bars.append(
+        Bar("tokens computed, by worth against by recency", by_worth / by_recency, 1, at_most=True)
+    )
 
 
 def _forks_and_resumes(bench: Bench, report: Report, folder: Path) -> None:
@@ -188,27 +206,34 @@ def _forks(machine: Machine, report: Report, draw: random.Random) -> None:
 def _resumes(
     bench: Bench, machine: Machine, report: Report, folder: Path, draw: random.Random
 ) -> None:
-    medians: dict[str, float] = {}
+    back: dict[str, Samples] = {}
+    next_token: dict[str, Samples] = {}
     for length in LENGTHS[-1:] if bench.quick else LENGTHS:
-        sides = _resume(machine, folder, _tokens(machine, draw, length), 3 if bench.quick else 5)
-        for side, samples in sides.items():
-            _row(report, f"first token of {length} tokens {side}", samples, "ms")
-            medians[side] = samples.median
+        tokens = _tokens(machine, draw, length)
+        back, next_token = _resume(machine, folder, tokens, 3 if bench.quick else 7)
+        for side in back:
+            _row(report, f"{length} tokens {side}", back[side], "ms")
+            _row(report, "... and its next token", next_token[side], "ms")
     for side in (DISK, COLD):
-        name = f"resume of 1,000 tokens {side}, times faster than computing"
-        report.bars.append(Bar(name, medians[COMPUTE] / medians[side], 20))
+        name = f"1,000 tokens {side}, times faster than computing them"
+        report.bars.append(Bar(name, back[COMPUTE].median / back[side].median, 20))
+        name = f"the next token after 1,000 {side}, times sooner than by computing them"
+        report.bars.append(Bar(name, next_token[COMPUTE].median / next_token[side].median, 20))
     _row(report, "crossover", machine.kernel.pager.costs.crossover_tokens, "tokens")
-    report.notes.append(
-        "crossover: the fewest tokens that the kernel's own estimates would load, not compute."
-    )
+    report.notes += [
+        "crossover: the fewest tokens that the kernel's own estimates would load, not compute.",
+        "The next token is a step of its own, the same on every side; times count from the request.",
+    ]
 
 
 def _resume(
     machine: Machine, folder: Path, token_ids: list[int], repetitions: int
-) -> dict[str, Samples]:
-    """Milliseconds to the next token of a parked context, each way; all must say the same."""
+) -> tuple[dict[str, Samples], dict[str, Samples]]:
+    """Milliseconds until a parked context is back, and until its next token, each way; all must say
+    the same."""
     swap, pager = machine.kernel.pager.swap, machine.kernel.pager
     said: set[tuple[object, ...]] = set()
+    next_token: dict[str, list[float]] = {}
 
     def measure(side: str) -> float:
         process, context = machine.context(token_ids)
@@ -224,9 +249,12 @@ def _resume(
         if side == COLD:
             _forget_files(folder)
         begun = time.perf_counter()
-        job = machine.reply(process, context, 1)
+        machine.submit(PrefillJob(process, context))
         machine.run()
         seconds = time.perf_counter() - begun
+        job = machine.reply(process, context, 1)
+        machine.run()
+        next_token.setdefault(side, []).append((time.perf_counter() - begun) * 1e3)
         said.add((job.result.token_ids, job.result.logprobs))
         pager.swap = swap
         machine.kernel.close_context(process, context)
@@ -237,7 +265,7 @@ def _resume(
     measured = harness.alternate(sides, repetitions=repetitions)
     if len(said) != 1:
         raise SystemExit(f"Ways to come back differ in what is said: {said}")
-    return measured
+    return measured, {side: Samples(tuple(each[1:])) for side, each in next_token.items()}
 
 
 def _load_always(machine: Machine) -> None:

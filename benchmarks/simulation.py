@@ -20,7 +20,7 @@ from benchmarks.agent_trace import Agent, Exchange
 from benchmarks.core_cost import CoreCost
 from llmasos.kernel.abi import AppInfo, Capabilities, Chunk, ExitStatus, Limits
 from llmasos.kernel.context import Context
-from llmasos.kernel.core import Core, CoreInfo, SliceResult, StepPlan, StepResult
+from llmasos.kernel.core import Core, CoreInfo, PageId, SliceResult, StepPlan, StepResult
 from llmasos.kernel.jobs import GenerateJob, GenerateOptions, Job
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -57,6 +57,17 @@ class SimulatedCore:
         """What the step costs."""
         return self._cost.seconds(plan)
 
+    def read_page(self, page_id: PageId) -> bytes:
+        """See `Core.read_page`: there is nothing in it."""
+        return bytes(self.info.bytes_per_page)
+
+    def page_view(self, page_id: PageId) -> None:
+        """See `Core.page_view`."""
+        return
+
+    def write_page(self, page_id: PageId, content: bytes | bytearray | memoryview) -> None:
+        """See `Core.write_page`: there is nothing to keep."""
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -85,7 +96,7 @@ class Outcome:
         return self.finished_s - self.agent.arrives_s
 
 
-class _Trace:
+class Trace:
     """The program of a simulated process; never run."""
 
     info = AppInfo("trace", "0", "", (), {})
@@ -162,7 +173,7 @@ class Simulation:
     def _arrive(self, outcome: Outcome) -> None:
         agent = outcome.agent
         process = self.kernel.create_process(
-            _Trace(),
+            Trace(),
             {},
             ppid=KERNEL_PID,
             title=agent.kind,

@@ -71,6 +71,23 @@ class FinishReason(enum.StrEnum):
     """INT arrived; what was generated until then is kept."""
 
 
+class WindowPolicy(enum.StrEnum):
+    """What becomes of a context that reaches the model's length. Tool calls and their results are
+    never parted, the system prompt, the latest user turn and the reply in progress never dropped."""
+
+    ERROR = "error"
+    """`ContextTooLong`, and a generation ends with `FinishReason.WINDOW`."""
+    SLIDE = "slide"
+    """The oldest turns go whole; the rest is computed again, exactly as if they had never been."""
+    SHIFT = "shift"
+    """The same turns go, but the K/V of the rest are kept, turned to their new positions: fast, and
+    not what a fresh context would compute, since they have seen what was dropped."""
+    ARCHIVE = "archive"
+    """As `slide`; what goes is filed in the process's archive."""
+    SUMMARISE = "summarise"
+    """As `slide`; the model writes a summary of what goes, which takes its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is drawn. `temperature` 0 is greedy; the other filters then do nothing.
@@ -178,6 +195,11 @@ class ContextInfo:
     num_computed: int
     num_pages: int
     context_length: int
+    window: WindowPolicy = WindowPolicy.ERROR
+    num_forgotten: int = 0
+    """Tokens by which its window policy has made it shorter so far."""
+    is_exact: bool = True
+    """False once K/V were shifted: its logits are no longer a function of its tokens alone."""
 
 
 @dataclass(frozen=True, slots=True)

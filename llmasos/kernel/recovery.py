@@ -235,10 +235,15 @@ def _context(
     runtime: Runtime, process: Process, context_id: ContextId, held: HeldContext
 ) -> Context:
     context = Context(
-        runtime.kernel.pool, pid=process.pid, context_id=context_id, stream=held.stream
+        runtime.kernel.pool,
+        pid=process.pid,
+        context_id=context_id,
+        stream=held.stream,
+        window=held.window,
     )
     context.append(held.tokens)
     context.messages, context.reply_start = held.turns, held.reply_start
+    context.starts, context.num_forgotten = held.starts, held.num_forgotten
     return context
 
 

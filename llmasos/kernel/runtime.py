@@ -14,7 +14,7 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +36,10 @@ from llmasos.kernel.abi import (
     ProcessInfo,
     Signal,
 )
-from llmasos.kernel.core import Core
+from llmasos.kernel.archive import Archive
+from llmasos.kernel.chat import Turn
+from llmasos.kernel.context import Context
+from llmasos.kernel.core import Core, Run
 from llmasos.kernel.debug import debug
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
@@ -100,6 +103,7 @@ class Runtime:
         now: Callable[[], float] = time.time,
         swap: Swap | None = None,
         journal: Journal | None = None,
+        archives: Callable[[Pid], Archive] | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer
@@ -108,6 +112,8 @@ class Runtime:
         self.cache_folder = cache_folder
         self.capabilities = capabilities or Capabilities(root=os.getcwd())
         """What processes spawned from outside hold unless told otherwise."""
+        self.archives = archives
+        """Each process's archive, where this kernel keeps any."""
         self.now = now
         self._core = core
         self._swap = swap
@@ -394,6 +400,30 @@ class Runtime:
                     await finished.wait()
         return _result_of(job)
 
+    async def shift(
+        self, process: Process, context: Context, turn: Turn, runs: Sequence[Run], forgotten: int
+    ) -> bool:
+        """Make a context shorter as `Kernel.forget` does, but keep the K/V of some runs, shifted to where
+        they are then; False, with nothing changed, where that cannot be. Is never left half done.
+        """
+        tokens = context.tokens[: turn.num_kept] + turn.token_ids
+        shift = self.kernel.begin_shift(process, context, tokens, runs)
+        if shift is None:
+            return False
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope(shield=True):
+            try:
+                await loop.run_in_executor(
+                    self._engine_thread, self.kernel.execute_shift, self._core, shift
+                )
+            except KernelBug:
+                raise
+            except Exception as error:  # noqa: BLE001 - a driver may raise anything
+                debug(error)
+                self.kernel.close_context(process, shift.target)
+                return False
+        return self.kernel.end_shift(process, context, shift, turn, forgotten)
+
     async def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text, in a worker thread if it is long."""
         encode = functools.partial(self.tokenizer.encode, text, special=special)
@@ -505,6 +535,7 @@ class Runtime:
         """A process's task is over; without a status the kernel's own end has ended it."""
         comes_back = status is None and (self._is_suspending or not self.is_ending)
         status = status or KERNEL_ENDED
+        self._is_suspending = self._is_suspending or comes_back
         if self._journal is not None and not comes_back:
             self._journal.end(process.pid, status, self.now())
         self.kernel.exit_process(process.pid, status)

@@ -18,7 +18,7 @@ Two contexts that are about to compute the same page do not: the later one waits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmasos.kernel.context import Context, PageCopy
@@ -64,6 +64,11 @@ class _Draft:
     """Contexts that gave their pages up in this draft: they find them again in the next step."""
     pages_under_way: set[tuple[NodeId, tuple[int, ...]]] = field(default_factory=set)
 
+    def left_out(self, order: Sequence[Job]) -> Iterator[Job]:
+        """Of these jobs, those that are in no step yet."""
+        planned = {id(job) for job in (*self.jobs, *(load.job for load in self.loads))}
+        return (job for job in order if id(job) not in planned)
+
 
 class Scheduler:
     """Makes plans. Holds no queue of its own: the kernel hands it the jobs that may run."""
@@ -103,7 +108,8 @@ class Scheduler:
             draft = self._draft(order, _Victims([*order, *waiting], idle), is_watched)
             if draft.jobs or draft.loads:
                 step = StepPlan(tuple(draft.slices), tuple(draft.copies))
-                return Plan(step, tuple(draft.jobs), self._pager.moves(draft.loads))
+                upcoming = draft.left_out([*order, *waiting])
+                return Plan(step, tuple(draft.jobs), self._pager.moves(draft.loads, upcoming))
             if order[0].is_done or not self._make_room(order[0]):
                 return None
 

@@ -5,18 +5,20 @@ context to the last of the page; so a page that is found is the right one, of wh
 after a restart. It comes back only if every byte of it is as it was written: a damaged, truncated, vanished
 or foreign page is one that was never stored, and is computed again.
 
-`put` copies nothing to disk itself: an I/O thread writes batches behind it. A disk that fills up or fails
-turns writing off, with a warning; what is stored already stays readable and the kernel goes on.
+`put` copies nothing to disk itself: an I/O thread writes batches behind it. `read` fills the memory that it
+is given in other threads, while the engine computes. A disk that fills up or fails turns writing off, with
+a warning; what is stored already stays readable and the kernel goes on.
 
-`put` and `get` are the engine thread's, `has` and `status` anybody's.
+`put` and `read` are the engine thread's, `has` and `status` anybody's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +31,13 @@ from llmasos.kernel.swap_files import (
     Buffer,
     SegmentFolder,
     Storage,
-    content_of,
     header_of,
+    read_record,
     scan,
     segment_name,
     segment_number,
 )
+from llmasos.kernel.swap_reads import Reads, Wanted
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ MAX_PENDING_BYTES = 256 * 2**20
 SEGMENTS = 16
 """A full swap is about so many files: the oldest goes whole when room is needed."""
 MAX_SEGMENT_BYTES = 256 * 2**20
+NUM_READERS = 2
+"""Threads that read pages: one waits for the disk while another checks what came."""
 PATIENCE_S = 1.0
 """How long the engine waits for a disk that cannot keep up before it lets a page go."""
 
@@ -101,14 +106,18 @@ class Swap:
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_pending_bytes: int = MAX_PENDING_BYTES,
         writer: Executor | None = None,
+        readers: Executor | None = None,
     ) -> None:
         """Read the index of what is stored. Blocks for one small read a page. `writer` runs the
-        writes, one at a time; None is a thread of its own."""
+        writes, one at a time, and `readers` the reads; None is threads of its own."""
         self._storage = storage
         self._max_bytes = max_bytes
         self._segment_bytes = min(MAX_SEGMENT_BYTES, max(max_bytes // SEGMENTS, 1))
         self._max_pending = max_pending_bytes
         self._writer = writer or ThreadPoolExecutor(1, thread_name_prefix="llmasos-swap")
+        self._readers = readers or ThreadPoolExecutor(
+            NUM_READERS, thread_name_prefix="llmasos-swap-read"
+        )
         self._changed = threading.Condition()
         self._pending: dict[bytes, Buffer] = {}
         self._pending_bytes = 0
@@ -134,7 +143,7 @@ class Swap:
         return not self._warning
 
     def has(self, key: bytes) -> bool:
-        """Whether `get` would look for the page; it may still turn out to be damaged."""
+        """Whether `read` would look for the page; it may still turn out to be damaged."""
         with self._changed:
             return key in self._pending or key in self._places
 
@@ -156,22 +165,19 @@ class Swap:
         if must_start:
             self._writer.submit(self._drain)
 
-    def get(self, key: bytes, num_bytes: int) -> Buffer | None:
-        """A page of this many bytes, every one checked, or None; then it is forgotten. Blocks."""
+    def read(self, wanted: Sequence[Wanted], *, now: Callable[[], float]) -> Reads:
+        """Begin to fill each target with its page, every byte checked. A page that is not as it was
+        written, or not of its target's size, is not found, and forgotten."""
+        reads = Reads(wanted, self._read_into, order=self._in_file_order(wanted), now=now)
+        reads.start(self._readers, NUM_READERS)
+        return reads
+
+    def read_ahead(self, keys: Sequence[bytes]) -> None:
+        """These pages will be wanted soon: have the system fetch them from the disk meanwhile."""
         with self._changed:
-            content = self._pending.get(key)
-            place = self._places.get(key)
-            if content is None and place is None:
-                return None
-        if content is None and place is not None:
-            content = self._read(key, place)
-        with self._changed:
-            if content is not None and len(content) == num_bytes:
-                self._num_read += 1
-                return content
-            self._num_bad += 1
-            self._forget(key)
-            return None
+            places = [place for key in keys if (place := self._places.get(key)) is not None]
+        if places:
+            self._readers.submit(self._hint, _neighbours(places))
 
     def flush(self) -> None:
         """Wait until what was put is written or given up. Blocks."""
@@ -179,9 +185,11 @@ class Swap:
             self._changed.wait_for(lambda: not self._is_draining)
 
     def close(self) -> None:
-        """Write what waits and stop the I/O thread."""
+        """Write what waits and stop the I/O threads."""
         self.flush()
         self._writer.shutdown()
+        self._readers.shutdown()
+        self._storage.close()
 
     def clear(self) -> None:
         """Forget and delete everything that is written; blocks."""
@@ -206,16 +214,47 @@ class Swap:
 
     # --- within: reading
 
-    def _read(self, key: bytes, place: _Place) -> memoryview | None:
+    def _in_file_order(self, wanted: Sequence[Wanted]) -> list[int]:
+        """Numbers of the pages, those in memory first, then as they lie on the disk."""
+        with self._changed:
+            places = [self._places.get(key) for key, _ in wanted]
+        where = [(place.segment, place.offset) if place else (-1, 0) for place in places]
+        return sorted(range(len(wanted)), key=where.__getitem__)
+
+    def _read_into(self, key: bytes, target: memoryview) -> bool:
+        with self._changed:
+            content = self._pending.get(key)
+            place = self._places.get(key)
+        if content is None and place is None:
+            return False
+        if content is None and place is not None:
+            is_whole = self._read_place(key, place, target)
+        elif is_whole := content is not None and len(content) == len(target):
+            target[:] = content
+        with self._changed:
+            if is_whole:
+                self._num_read += 1
+            else:
+                self._num_bad += 1
+                self._forget(key)
+        return is_whole
+
+    def _read_place(self, key: bytes, place: _Place, target: memoryview) -> bool:
+        name = segment_name(place.segment)
         try:
-            record = self._storage.read(segment_name(place.segment), place.offset, place.num_bytes)
+            is_whole = read_record(self._storage, name, place.offset, key=key, content=target)
         except OSError as error:
             _log.warning("A swapped page could not be read (%s); it is computed again.", error)
-            return None
+            return False
         with self._changed:
             if (segment := self._segments.get(place.segment)) is not None:
                 segment.last_used = self._tick()
-        return content_of(record, key)
+        return is_whole
+
+    def _hint(self, places: Sequence[_Place]) -> None:
+        for place in places:
+            with contextlib.suppress(OSError):  # whoever reads it will find out
+                self._storage.read_ahead(segment_name(place.segment), place.offset, place.num_bytes)
 
     def _read_index(self) -> None:
         """Files that cannot be read hold nothing; pages of other models are kept for their day."""
@@ -329,3 +368,15 @@ class Swap:
     def _turn_off(self, error: OSError) -> None:
         self._warning = f"swap takes no more pages: {error.strerror or error}"
         _log.warning("Swap is off for new pages (%s); contexts are computed again instead.", error)
+
+
+def _neighbours(places: Sequence[_Place]) -> list[_Place]:
+    """The same bytes in as few places as can be: records that follow each other become one."""
+    merged: list[_Place] = []
+    for place in sorted(places, key=lambda place: (place.segment, place.offset)):
+        last = merged[-1] if merged else None
+        if last and (last.segment, last.offset + last.num_bytes) == (place.segment, place.offset):
+            merged[-1] = _Place(last.segment, last.offset, last.num_bytes + place.num_bytes)
+        else:
+            merged.append(place)
+    return merged

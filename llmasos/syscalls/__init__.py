@@ -9,10 +9,11 @@ from llmasos.syscalls.context import SYSCALLS as CONTEXT
 from llmasos.syscalls.fs import SYSCALLS as FS
 from llmasos.syscalls.io import SYSCALLS as IO
 from llmasos.syscalls.llm import SYSCALLS as LLM
+from llmasos.syscalls.memory import SYSCALLS as MEMORY
 from llmasos.syscalls.process import SYSCALLS as PROCESS
 from llmasos.syscalls.search import SYSCALLS as SEARCH
 
 
 def builtin_syscalls() -> SyscallTable:
     """A table of all of them."""
-    return SyscallTable((*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK))
+    return SyscallTable((*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY))

@@ -118,14 +118,16 @@ def test_a_restarted_kernel_finds_what_the_last_one_saved() -> None:
 
 def test_another_models_pages_are_never_loaded() -> None:
     disk = Disk()
-    machines = [Machine(ScriptedCore(num_pages=12), swap=Swap(disk, writer=AtOnce()))]
+    machines = [
+        Machine(ScriptedCore(num_pages=12), swap=Swap(disk, writer=AtOnce(), readers=AtOnce()))
+    ]
     job = machines[0].generate("the same text for two models", max_tokens=2)
     machines[0].run()
     machines[0].kernel.pager.park(job.context)
     machines[0].generate("x" * 30, max_tokens=12)
     machines[0].run()
     other = ScriptedCore(num_pages=12, fingerprint="another")
-    second = Machine(other, swap=Swap(disk, writer=AtOnce()))
+    second = Machine(other, swap=Swap(disk, writer=AtOnce(), readers=AtOnce()))
     again = second.generate("the same text for two models", max_tokens=2)
     second.run()
     assert again.process.usage.tokens_swapped_in == 0

@@ -25,8 +25,15 @@ def content(number: int) -> bytes:
     return bytes([number % 256]) * SIZE
 
 
+def got(swap: Swap, number: int, size: int = SIZE) -> bytes | None:
+    """A page as it comes back, or None."""
+    content = bytearray(size)
+    [is_found] = swap.read([(key(number), memoryview(content))], now=lambda: 0.0).wait()
+    return bytes(content) if is_found else None
+
+
 def swap_on(disk: Disk, **options: object) -> Swap:
-    return Swap(disk, writer=AtOnce(), **options)  # type: ignore[arg-type]
+    return Swap(disk, writer=AtOnce(), readers=AtOnce(), **options)  # type: ignore[arg-type]
 
 
 def test_what_is_put_comes_back_also_after_a_restart() -> None:
@@ -35,10 +42,8 @@ def test_what_is_put_comes_back_also_after_a_restart() -> None:
     for number in range(5):
         swap.put(key(number), content(number))
     for again in (swap, swap_on(disk)):
-        assert [bytes(again.get(key(n), SIZE) or b"") for n in range(5)] == [
-            content(n) for n in range(5)
-        ]
-    assert swap.get(key(99), SIZE) is None
+        assert [got(again, n) for n in range(5)] == [content(n) for n in range(5)]
+    assert got(swap, 99) is None
 
 
 def test_keys_tell_models_adapters_and_page_sizes_apart() -> None:
@@ -51,10 +56,10 @@ def test_a_page_that_waits_to_be_written_can_be_had_already() -> None:
     later = Later()
     swap = Swap(Disk(), writer=later)
     swap.put(key(1), content(1))
-    assert swap.get(key(1), SIZE) == content(1)
+    assert got(swap, 1) == content(1)
     assert swap.status.num_written == 0
     later.run()
-    assert (swap.status.num_written, bytes(swap.get(key(1), SIZE) or b"")) == (1, content(1))
+    assert (swap.status.num_written, got(swap, 1)) == (1, content(1))
 
 
 def test_a_disk_that_cannot_keep_up_costs_pages_and_not_the_engine() -> None:
@@ -88,7 +93,7 @@ def test_no_damage_to_a_file_gets_past_the_checks(data: st.DataObject) -> None:
         file[:record], file[record : 2 * record] = file[record : 2 * record], file[:record]
     for again in (swap, swap_on(disk)):
         for number in range(4):
-            found = again.get(key(number), SIZE)
+            found = got(again, number)
             assert found is None or bytes(found) == content(number)
             assert found is not None or not again.has(key(number)), "it is asked for only once"
 
@@ -96,7 +101,7 @@ def test_no_damage_to_a_file_gets_past_the_checks(data: st.DataObject) -> None:
 def test_a_page_of_another_size_is_none() -> None:
     swap = swap_on(Disk())
     swap.put(key(1), content(1))
-    assert swap.get(key(1), SIZE + 1) is None
+    assert got(swap, 1, SIZE + 1) is None
     assert swap.status.num_bad == 1
 
 
@@ -110,7 +115,7 @@ def test_a_full_disk_turns_writing_off_and_what_is_stored_stays(
     assert [swap.has(key(n)) for n in range(5)] == [True, True, False, False, False]
     assert "No space left" in swap.status.warning
     assert "Swap is off" in caplog.text
-    assert bytes(swap_on(disk).get(key(1), SIZE) or b"") == content(1)
+    assert got(swap_on(disk), 1) == content(1)
     assert not swap_on(disk).has(key(2)), "the torn page is not in the index"
 
 
@@ -119,7 +124,7 @@ def test_a_disk_that_cannot_be_read_has_no_pages() -> None:
     swap = swap_on(disk)
     swap.put(key(1), content(1))
     disk.read_error = OSError(errno.EIO, "Input/output error")
-    assert swap.get(key(1), SIZE) is None
+    assert got(swap, 1) is None
     assert not swap_on(disk).has(key(1))
 
 
@@ -128,7 +133,7 @@ def test_the_least_recently_used_segment_goes_when_there_is_no_room() -> None:
     swap = swap_on(Disk(), max_bytes=4 * record)
     for number in range(4):
         swap.put(key(number), content(number))
-    swap.get(key(0), SIZE)
+    got(swap, 0)
     swap.put(key(4), content(4))
     assert [swap.has(key(n)) for n in range(5)] == [True, False, True, True, True]
     assert swap.status.num_bytes <= 4 * record
@@ -149,9 +154,7 @@ def test_segments_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path) -> Non
     assert (tmp_path / "swap").stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in (tmp_path / "swap").iterdir())
     again = Swap.in_folder(tmp_path / "swap")
-    assert [bytes(again.get(key(n), SIZE) or b"") for n in range(50)] == [
-        content(n) for n in range(50)
-    ]
+    assert [got(again, n) for n in range(50)] == [content(n) for n in range(50)]
     again.clear()
     assert not os.listdir(tmp_path / "swap")
     again.close()
@@ -159,7 +162,7 @@ def test_segments_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path) -> Non
 
 def test_files_that_are_not_segments_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    swap = Swap(SegmentFolder(tmp_path), max_bytes=1, writer=AtOnce())
+    swap = Swap(SegmentFolder(tmp_path), max_bytes=1, writer=AtOnce(), readers=AtOnce())
     swap.clear()
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -50,6 +50,7 @@ class LlamaDecoder:
         self.shape = _shape(spec)
         self._scale = spec.head_dim**-0.5
         frequencies = inverse_frequencies(checkpoint.config, spec.head_dim)
+        self.frequencies = frequencies
         self._rope = RopeTable(frequencies, dtype=dtype, device=device)
         weights = _Weights(checkpoint, dtype, device)
         self._embedding = _table(checkpoint) if device.type == "cpu" else weights[EMBEDDING]

@@ -87,7 +87,7 @@ class PagedKV:
         self.page_size = page_size
         self.dtype = dtype
         self.device = torch.device(device)
-        self._shapes = tuple(
+        self.shapes = self._shapes = tuple(
             zip(_per_layer(num_kv_heads, num_layers), _per_layer(head_dim, num_layers), strict=True)
         )
         path = _choose_path(self.device, dtype, page_size, native, instruction_set)
@@ -96,7 +96,7 @@ class PagedKV:
             self.bytes_per_page = elements * dtype.itemsize
         else:
             self.bytes_per_page = bytes_per_page(self._shapes, page_size, dtype)
-        self._memory = _page_memory(num_pages, self.bytes_per_page, self.device)
+        self.memory = self._memory = _page_memory(num_pages, self.bytes_per_page, self.device)
         self._attention: _Attention
         if path == TORCH:
             self._attention = TorchAttention(self._memory, self._shapes, page_size, dtype)
@@ -176,6 +176,13 @@ class PagedKV:
         first space) makes sense of it.
         """
         return self._page(page_id).cpu().numpy().data.toreadonly()
+
+    def page_view(self, page_id: PageId) -> memoryview | None:
+        """The same bytes, writable, where pages are in host memory; else None.
+
+        Writing a page that no running `attend` or `copy_pages` names is allowed from any thread.
+        """
+        return self._page(page_id).numpy().data if self.device.type == "cpu" else None
 
     def write_page(self, page_id: PageId, blob: bytes | bytearray | memoryview) -> None:
         """Put back what `page_bytes` gave. Raises KernelBug when the size is not a page's."""

@@ -19,6 +19,7 @@ import torch
 
 from llmasos.kernel.core import (
     CoreInfo,
+    KVShift,
     PageId,
     SequenceSlice,
     SliceResult,
@@ -32,6 +33,7 @@ from llmasos.kernel.cores.llama_config import obstacle_to
 from llmasos.kernel.cores.load import DTYPES, Checkpoint, choose_dtype
 from llmasos.kernel.cores.memory import num_pages_within
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
+from llmasos.kernel.cores.rotate import RotaryDecoder, shift_pages
 from llmasos.kernel.cores.sample import draw, target_logprobs
 from llmasos.kernel.errors import ConfigError, KernelBug
 
@@ -110,6 +112,7 @@ class TorchCore:
             num_pages=kv.num_pages - 1,
             exact=exact,
             description=_describe(decoder, kv, num_threads),
+            can_shift=isinstance(decoder, RotaryDecoder),
         )
         return cls(decoder, info, kv, num_threads=num_threads)
 
@@ -150,6 +153,20 @@ class TorchCore:
         self._check_page(page_id)
         with _engine_mode(self._num_threads):
             self._parts[1].write_page(page_id, content)
+
+    def page_view(self, page_id: PageId) -> memoryview | None:
+        """See `Core.page_view`."""
+        self._check_page(page_id)
+        return self._parts[1].page_view(page_id)
+
+    def shift(self, shift: KVShift) -> None:
+        """See `ShiftingCore.shift`."""
+        decoder, kv = self._parts
+        if not isinstance(decoder, RotaryDecoder):
+            raise KernelBug(f"the core of {self._info.model} is to shift keys that it cannot turn")
+        self._check_page(max(*shift.source_ids, *shift.target_ids))
+        with _engine_mode(self._num_threads):
+            shift_pages(kv, decoder.frequencies, shift)
 
     def close(self) -> None:
         """Give weights and pages back. Idempotent; `execute` is a KernelBug afterwards."""

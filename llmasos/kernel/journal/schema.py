@@ -1,6 +1,6 @@
 """The tables of `journal.db`, their versions, and the checksum that every row carries.
 
-    meta        home_id, next_pid, num_finished
+    meta        home_id, next_pid, num_finished, version
     processes   one row a process; `num_events` is 0 until it has ended
     live        how many events each unfinished process has: a few pages, written with every batch
     entries     events as they were written, of unfinished and of lately finished processes
@@ -29,6 +29,8 @@ Migration = Callable[[sqlite3.Connection], None]
 
 PART_BITS: Final = 20
 MAX_PARTS: Final = 1 << PART_BITS
+META_KEYS: Final = ("home_id", "next_pid", "num_finished", "version")
+"""`meta` and these keys are in every version of the file, later ones included."""
 _ENTRY: Final = struct.Struct("<cqqq")
 
 COLUMNS: Final = (
@@ -77,6 +79,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> 
         connection.execute("BEGIN IMMEDIATE")
         try:
             migrations[version](connection)
+            put_meta(connection, "version", version + 1)
             connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")
         except BaseException:

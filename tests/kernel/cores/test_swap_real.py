@@ -71,7 +71,7 @@ def test_fresh_forked_cached_swapped_and_recomputed_contexts_give_the_same_bits(
         folder, name="real", fingerprint="f", kv_memory_bytes=20 * 2**20, dtype="bf16", threads=1
     )
     disk = Disk()
-    machine = RealMachine(core, Swap(disk, writer=AtOnce()))
+    machine = RealMachine(core, Swap(disk, writer=AtOnce(), readers=AtOnce()))
     process, context = machine.prefill(machine.tokens)
     fork = machine.kernel.fork_context(process, context)
     said = [machine.reply(process, fork)]

@@ -15,13 +15,9 @@ from llmasos.kernel.errors import (
     NoSuchProcess,
     ProcessError,
 )
-from llmasos.kernel.journal.entries import Batch, Ending, Entry, Level, ProcessRow, Retention
+from llmasos.kernel.journal.entries import Batch, Entry, Level, ProcessRow, Retention
 from llmasos.kernel.journal.store import JournalStore
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "home" / "journal.db"
+from tests.kernel.journal.journals import ending, entry, finish, spawned, texts
 
 
 @pytest.fixture
@@ -29,28 +25,6 @@ def store(path: Path) -> Iterator[JournalStore]:
     store = JournalStore.open(path)
     yield store
     store.close()
-
-
-def spawned(pid: int, **fields: object) -> ProcessRow:
-    return ProcessRow(Pid(pid), Pid(0), "agent", f"task {pid}", 100.0 + pid, 0, **fields)  # type: ignore[arg-type]
-
-
-def texts(pid: int, first: int, count: int) -> list[bytes]:
-    return [b'{"pid": %d, "event": %d}' % (pid, first + n) for n in range(count)]
-
-
-def entry(pid: int, first: int, count: int = 1) -> Entry:
-    return Entry(Pid(pid), first, count, b"\n".join(texts(pid, first, count)))
-
-
-def ending(pid: int, *, at: float = 200.0, code: int = 0) -> Ending:
-    return Ending(Pid(pid), at, code, "done", None)
-
-
-def finish(store: JournalStore, pid: int, *, num_events: int = 3, at: float = 200.0) -> None:
-    """A whole life in one batch."""
-    entries = (entry(pid, 0, num_events),) if num_events else ()
-    store.write(Batch((spawned(pid),), entries, (ending(pid, at=at),), (Pid(pid),)))
 
 
 def test_what_is_written_is_read_back(store: JournalStore) -> None:
@@ -154,13 +128,16 @@ def test_a_long_archive_is_in_parts_that_can_be_read_alone(path: Path, store: Jo
         ]
 
 
-def test_maintaining_archives_what_has_ended_and_keeps_the_rest(store: JournalStore) -> None:
+def test_maintaining_archives_what_has_ended_and_keeps_the_rest(
+    path: Path, store: JournalStore
+) -> None:
     for pid in range(1, 30):
         finish(store, pid)
     store.write(Batch((spawned(30),), (entry(30, 0, 4),)))
     for _ in range(10):
         store.maintain()
-    assert store._unarchived == {30}
+    with sqlite3.connect(path) as connection:
+        assert [*connection.execute("SELECT DISTINCT pid FROM entries")] == [(30,)]
     assert all(store.events(Pid(pid)) == texts(pid, 0, 3) for pid in range(1, 30))
     store.write(Batch(entries=(entry(30, 4),)))
     assert store.events(Pid(30)) == texts(30, 0, 5)

@@ -1,0 +1,140 @@
+"""Whether a journal can be relied on for what is not finished; history is checked when it is read."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from llmasos.kernel.journal.connect import PAGE_BYTES, connect_reader, has_wal
+from llmasos.kernel.journal.schema import (
+    COLUMNS,
+    META_KEYS,
+    Migration,
+    live_crc,
+    meta_of,
+    process_crc,
+    refuse_newer,
+    version_of,
+)
+from llmasos.kernel.journal.wal import lost_frames
+
+_EMPTY_BYTES: Final = PAGE_BYTES
+"""A file in which no transaction of ours was ever written back."""
+_INNOCENT: Final = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
+"""What is wrong with the machine and not with the file."""
+_UNFINISHED: Final = (
+    "SELECT pid FROM live UNION SELECT pid FROM processes INDEXED BY unfinished"
+    " WHERE ended_at IS NULL"
+)
+_ZOMBIES: Final = (
+    "SELECT pid FROM processes INDEXED BY zombies WHERE ended_at IS NOT NULL AND reaped = 0"
+)
+_ENDS: Final = (
+    "SELECT max(place) FROM archives",
+    "SELECT max(pid) FROM entries",
+    "SELECT max(pid) FROM processes",
+    "SELECT max(ended_at) FROM processes INDEXED BY finished WHERE ended_at IS NOT NULL AND reaped = 1",
+)
+"""One way from the root to a leaf of what grows with history."""
+_REACH: Final = (
+    "SELECT ifnull(sum(count), 0), ifnull(max(first + count), 0), count(body)"
+    " FROM entries WHERE pid = ?"
+)
+
+
+def suspicion_of(path: Path) -> Path:
+    """A file that stands beside a journal in which SQLite has met damage while it was in use."""
+    return path.with_name(path.name + ".suspect")
+
+
+def fault_of(path: Path, migrations: Sequence[Migration]) -> str | None:
+    """What is broken in the file, if anything; takes time by what is not finished.
+
+    Raises `ConfigError` for a file of a newer version, `OSError` and `sqlite3.Error` where the trouble is
+    not the file's.
+    """
+    if path.stat().st_size == 0:
+        return "it is empty, and its log is not" if has_wal(path) else None
+    if suspicion_of(path).exists():
+        return "damage was met while it was in use"
+    try:
+        with closing(connect_reader(path)) as connection:
+            connection.execute("BEGIN")
+            return _fault(connection, path, migrations)
+    except sqlite3.Error as error:
+        if _is_innocent(error):
+            raise
+        return str(error)
+
+
+def _fault(
+    connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]
+) -> str | None:
+    version = version_of(connection)
+    (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if version == 0 and num_tables == 0 and path.stat().st_size <= _EMPTY_BYTES:
+        return "its log is damaged" if lost_frames(path) else None
+    meta = _meta(connection, version, migrations)
+    if lost_frames(path):
+        return "its log is damaged"
+    if meta.get("version") != version or any(key not in meta for key in META_KEYS):
+        return "its own values are damaged"
+    for query in _ENDS:
+        connection.execute(query).fetchone()
+    for pid in connection.execute(_UNFINISHED).fetchall():
+        if not _is_sound(connection, *pid):
+            return f"what is recorded of process {pid[0]} is damaged"
+    for pid in connection.execute(_ZOMBIES).fetchall():
+        values = _row(connection, *pid)
+        if values is None or values[6] is None or values[10]:
+            return f"what is recorded of process {pid[0]} is damaged"
+    return None
+
+
+def _meta(
+    connection: sqlite3.Connection, version: int, migrations: Sequence[Migration]
+) -> dict[str, object]:
+    """A newer version says so in two places; in one alone it is a damaged number."""
+    try:
+        meta = meta_of(connection)
+    except sqlite3.Error:
+        refuse_newer(connection, migrations)
+        raise
+    if meta.get("version", version) == version:
+        refuse_newer(connection, migrations)
+    return meta
+
+
+def _is_sound(connection: sqlite3.Connection, pid: int) -> bool:
+    """Whether an unfinished process's row, count and entries agree; what is in these is not looked at."""
+    values = _row(connection, pid)
+    live = connection.execute("SELECT num_events, crc FROM live WHERE pid = ?", (pid,)).fetchone()
+    if values is None or values[6] is not None or live is None or live[1] != live_crc(pid, live[0]):
+        return False
+    num_events, reach, _ = connection.execute(_REACH, (pid,)).fetchone()
+    return bool(values[11]) or num_events == reach == live[0]
+
+
+def _row(connection: sqlite3.Connection, pid: int) -> Sequence[object] | None:
+    values = connection.execute(
+        f"SELECT {COLUMNS}, crc FROM processes WHERE pid = ?", (pid,)
+    ).fetchone()
+    if values is None or values[-1] != process_crc(values[:-1]):
+        return None
+    return list(values)
+
+
+def _is_innocent(error: sqlite3.Error) -> bool:
+    code = int(getattr(error, "sqlite_errorcode", 0) or 0)
+    return code & 0xFF in _INNOCENT
