@@ -351,6 +351,14 @@ class Runtime:
         """See `Kernel.ps`."""
         return self.kernel.ps(all=all)
 
+    async def remembered(self, limit: int) -> list[ProcessRow]:
+        """Finished processes that the journal knows, the newest `limit` of all it knows at most."""
+        if self._journal is None:
+            return []
+        store = self._journal.store
+        rows = await anyio.to_thread.run_sync(lambda: store.rows(limit=limit))
+        return [row for row in rows if row.ended_at is not None]
+
     def info(self, pid: Pid) -> ProcessInfo:
         """One process's row; raises `NoSuchProcess`."""
         return self.kernel.process(pid).info(self.now())
@@ -544,6 +552,8 @@ class Runtime:
         self._forget_old_output()
 
     def _resume(self, process: Process, task: Task) -> None:
+        if task.feed is not None and task.feed.has_diverged and task.signal is None:
+            return  # there is nothing that it could go on with
         process.stopped = task.deliveries.is_held = False
         process.note = ""
         task.resumed.set()

@@ -151,10 +151,19 @@ def status_table(status: KernelStatus) -> Table:
          f"{status.pages_free} free of {status.pages_total} ({status.page_size} tokens each)"),
         ("processes", f"{status.num_processes} ({status.num_running} with the model)"),
         ("speed", f"{status.tokens_per_s:.1f} tokens/s, {status.num_steps} steps"),
+        ("journal", _journal(status)),
         ("up", duration(status.uptime_s)),
     )  # fmt: skip
     rows = tuple((name, one_line(value)) for name, value in facts)
     return Table((Column("KERNEL"), Column("")), rows)
+
+
+def _journal(status: KernelStatus) -> str:
+    if status.journal == "off":
+        return "off: a crash loses what runs"
+    lag = f", {duration(status.journal_lag_s)} behind" if status.journal_lag_s else ""
+    warning = f"; {status.journal_warning}" if status.journal_warning else ""
+    return f"{status.journal}, {size(status.journal_bytes)}{lag}{warning}"
 
 
 def app_table(apps: Sequence[AppInfo]) -> Table:

@@ -75,7 +75,7 @@ class Replay:
             await self._over.wait()
             group.cancel_scope.cancel()
         recorded = self._history.status
-        if self._exit is None and recorded is not None and not is_own(recorded):
+        if recorded is None or (self._exit is None and not is_own(recorded)):
             self._exit = recorded
         output = "".join(self._output)
         if not self._problem and output != "".join(self._history.holdings.output):
