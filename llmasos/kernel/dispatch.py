@@ -199,8 +199,8 @@ class Dispatcher:
         arguments = entry.validate(request.args)
         if request.under_way is not None and not entry.is_repeatable:
             raise MaybeDone(
-                f"The kernel ended while {request.name} was under way; whether it happened is not"
-                " known."
+                f"{request.name} was under way where the kernel ended, or where this process branched"
+                " off; whether it happened is not known."
             )
         call = self._call(request)
         with self._frame(request, call):

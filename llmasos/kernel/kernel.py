@@ -179,12 +179,8 @@ class Kernel:
         Raises `OutOfMemory` when there are too many, `LimitExceeded` when its group has too many, and
         `InvalidArguments` for a group that is none.
         """
-        if sum(process.exit is None for process in self.processes.values()) >= (
-            self.options.max_processes
-        ):
-            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
         process = Process(
-            pid=Pid(self._next_pid),
+            pid=self.new_pid(),
             ppid=ppid,
             program=program,
             params=params,
@@ -198,9 +194,17 @@ class Kernel:
             is_interactive=is_interactive,
         )
         self.groups.admit(process)
-        self._next_pid += 1
         self.processes[process.pid] = process
         return process
+
+    def new_pid(self) -> Pid:
+        """A number that no process had before. Raises `OutOfMemory` when there are too many of them."""
+        if sum(process.exit is None for process in self.processes.values()) >= (
+            self.options.max_processes
+        ):
+            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
+        self._next_pid += 1
+        return Pid(self._next_pid - 1)
 
     def copy_contexts(self, parent: Process, child: Process) -> None:
         """Give the child a copy-on-write copy of every context, under the same ids."""

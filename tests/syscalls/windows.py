@@ -46,7 +46,12 @@ class Redo:
         self.held: dict[int, dict[str, Any]] = {}
 
     def take(self, _process: Process, event: tuple[Any, ...]) -> None:
-        kind, number, *rest = json.loads(json.dumps(event))
+        kind, *about = json.loads(json.dumps(event))
+        if kind not in ("reap", "numbers"):
+            self._take(kind, *about)
+
+    def _take(self, kind: str, number: int, *about: Any) -> None:
+        rest = list(about)
         if kind == "open":
             self.held[number] = new_record(rest[0])
         elif kind == "fork":
@@ -54,7 +59,7 @@ class Redo:
             self.held[number] = json.loads(json.dumps(source)) | {"stream": rest[1]}
         elif kind == "close":
             del self.held[number]
-        elif kind != "numbers":
+        else:
             self._change(self.held[number], kind, rest)
 
     def _change(self, record: dict[str, Any], kind: str, rest: list[Any]) -> None:
