@@ -247,12 +247,16 @@ class Kernel:
             self._free(context)
         process.contexts.clear()
         self.groups.leave(process)
+        self.orphan_children(pid)
+        if process.ppid == KERNEL_PID:
+            self.reap(pid)
+
+    def orphan_children(self, pid: Pid) -> None:
+        """Nobody of this pid is there any more to wait for its children."""
         for child in self.children(pid):
             child.ppid = KERNEL_PID
             if child.exit is not None:
                 self.reap(child.pid)
-        if process.ppid == KERNEL_PID:
-            self.reap(pid)
 
     def reap(self, pid: Pid) -> None:
         """Record that a finished process was waited for; old records are forgotten in time."""

@@ -14,7 +14,7 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -534,6 +534,14 @@ class Runtime:
         )
         self._start(process, task)
 
+    def are_catching_up(self, pids: Set[Pid]) -> bool:
+        """Whether any of these is still being given what it was given under an earlier kernel."""
+        return any(
+            task.feed is not None and not task.feed.is_over and not task.deliveries.is_held
+            for pid in pids
+            if (task := self._tasks.get(pid)) is not None and not task.done.is_set()
+        )
+
     def adopt(self, process: Process, task: Task) -> None:
         """Take in a finished process that was read from the journal."""
         task.done.set()
@@ -572,6 +580,8 @@ class Runtime:
                 status = killed_by(task.signal)
             elif task.limit.cancelled_caught and process.limits.wall_s is not None:
                 status = out_of_time(process.limits.wall_s)
+            elif self.is_ending and task.scope.cancel_called:
+                status = None  # cut short: how it took that says nothing
         finally:
             self._end(process, task, status)
 
