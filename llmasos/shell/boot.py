@@ -130,6 +130,7 @@ def _runtime(settings: Settings, loaded: _Loaded, root: str) -> Runtime:
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
     from llmasos.syscalls import builtin_syscalls
+    from llmasos.syscalls.archive import archives_in
 
     options = KernelOptions()
     if settings.step_tokens is not None:
@@ -147,4 +148,5 @@ def _runtime(settings: Settings, loaded: _Loaded, root: str) -> Runtime:
         options=options,
         swap=loaded.swap,
         journal=journal,
+        archives=archives_in(settings.home / "cache", now=time.time),
     )
