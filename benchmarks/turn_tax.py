@@ -14,8 +14,8 @@ wait for a tool, and read its result. The trace is `benchmarks/data/turn_tax.jso
 - `llmasos`: memory for two sessions of five, prefixes shared, swap.
 
 fak (github.com/anthony-chaudhary/fak) reports 4.1 times less work, in minutes, than a tuned baseline that
-keeps each agent's K/V warm, on 50 turns x 5 agents of its own. That is `warm` or `warm-serial`: what we found of
-its documentation does not say whether the baseline batches.
+keeps each agent's K/V warm, on 50 turns x 5 agents of its own. That is `warm` or `warm-serial`: what we
+found of its documentation does not say whether the baseline batches.
 """
 
 from __future__ import annotations

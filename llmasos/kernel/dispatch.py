@@ -62,6 +62,8 @@ class _Request:
     args: Mapping[str, Any]
     call_id: CallId
     on_chunk: Callable[[Chunk], None] | None
+    given: int = 0
+    """Things that the app had been given when it asked."""
     under_way: OpenCall | None = None
     """What is known of it, where it was under way when an earlier kernel ended."""
 
@@ -97,14 +99,14 @@ class Dispatcher:
             result = await self._perform(request)
             await _while_stopped(process, task)
             return result
-        call_id, under_way = next_call(), None
+        call_id, under_way, given = next_call(), None, task.deliveries.num_given
         if (feed := task.feed) is not None:
             await _while_stopped(process, task)
-            is_recorded, answer = await feed.answer(call_id, name, args, on_chunk)
-            if is_recorded:
-                return answer
-            under_way = answer
-        request = _Request(process, task, name, args, call_id, on_chunk, under_way)
+            answer = await feed.answer(call_id, name, args, on_chunk)
+            if answer.is_recorded:
+                return answer.result
+            under_way, given = answer.under_way, answer.given
+        request = _Request(process, task, name, args, call_id, on_chunk, given, under_way)
         return await self._perform_recorded(request, self._journal)
 
     # --- within: with a journal
@@ -112,7 +114,7 @@ class Dispatcher:
     async def _perform_recorded(self, request: _Request, journal: Journal) -> Any:
         process, deliveries = request.process, request.task.deliveries
         if request.under_way is None:
-            begin = ("begin", request.call_id, request.name, request.args, deliveries.num_given)
+            begin = ("begin", request.call_id, request.name, request.args, request.given)
             journal.record(process.pid, (*begin, self._runtime.now()))
             deliveries.num_calls += 1
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -156,7 +156,7 @@ class Kernel:
         """Take in a process of an earlier kernel, live or finished."""
         self.processes[process.pid] = process
         if process.exit is None:
-            self.groups.enter(process.group)
+            self.groups.enter(process)
         elif process.reaped:
             self._finished.append(process.pid)
 
@@ -176,7 +176,8 @@ class Kernel:
     ) -> Process:
         """A new process with nothing in it, in its parent's group unless told otherwise.
 
-        Raises `OutOfMemory` when there are too many, `InvalidArguments` for a group that is none.
+        Raises `OutOfMemory` when there are too many, `LimitExceeded` when its group has too many, and
+        `InvalidArguments` for a group that is none.
         """
         if sum(process.exit is None for process in self.processes.values()) >= (
             self.options.max_processes
@@ -196,7 +197,7 @@ class Kernel:
             group=self._group_of(ppid) if group is None else self.groups.open(group),
             is_interactive=is_interactive,
         )
-        self.groups.enter(process.group)
+        self.groups.admit(process)
         self._next_pid += 1
         self.processes[process.pid] = process
         return process
@@ -241,7 +242,7 @@ class Kernel:
         for context in process.contexts.values():
             self._free(context)
         process.contexts.clear()
-        self.groups.leave(process.group)
+        self.groups.leave(process)
         for child in self.children(pid):
             child.ppid = KERNEL_PID
             if child.exit is not None:
@@ -539,6 +540,7 @@ class Kernel:
             swap_warning=swap.warning if swap else "",
             pages_saved=self.pager.num_saved,
             pages_loaded=self.pager.num_loaded,
+            groups=tuple(self.groups.infos()),
         )
 
     def check_integrity(self) -> None:
@@ -679,7 +681,8 @@ class Kernel:
 
     def _reuse(self, job: Job) -> None:
         """Take over pages that hold what the job would compute; that may be all there is to do."""
-        hit = job.context.adopt_prefix(job.end_of_reuse)
+        has_room = job.process.group.lacks_pages(job.context, job.end_of_reuse) is None
+        hit = job.context.adopt_prefix(job.end_of_reuse if has_room else 0)
         job.tokens_cached += hit
         job.process.usage.tokens_cached += hit
         job.process.usage.minor_faults += hit // self.info.page_size

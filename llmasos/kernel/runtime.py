@@ -30,6 +30,7 @@ from llmasos.kernel.abi import (
     Chunk,
     ExitStatus,
     GroupInfo,
+    GroupLimits,
     KernelStatus,
     Limits,
     Pid,
@@ -317,6 +318,10 @@ class Runtime:
     def set_group_weight(self, path: str, weight: int) -> None:
         """Give a group its weight among its siblings: 1 to 10000, by default 100."""
         self.kernel.groups.set_weight(path, weight)
+
+    def set_group_limits(self, path: str, limits: GroupLimits) -> None:
+        """Limit what a group and everything below it may use; see `GroupTree.set_limits`."""
+        self.kernel.groups.set_limits(path, limits)
 
     def groups(self) -> list[GroupInfo]:
         """See `Kernel.group_infos`."""

@@ -19,9 +19,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_type_hints, is_typeddict
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 
 from llmasos.kernel.abi import Capabilities, Chunk, Effect, Pid, SyscallInfo
 from llmasos.kernel.errors import ConfigError, InvalidArguments, NoSuchSyscall
@@ -104,10 +112,21 @@ class Syscall:
         """
         return self._result.validate_python(value) if self._result else value
 
+    def check_result_type(self) -> None:
+        """Raise `TypeError` where results of the annotated type could not be read back."""
+        try:
+            _ = self._result
+        except PydanticUserError as error:
+            raise TypeError(f"{self.name}: {error}") from error
+
     @cached_property
     def _result(self) -> TypeAdapter[Any] | None:
-        kind = get_type_hints(self.function, include_extras=True).get("return", Any)
-        return None if kind is Any else TypeAdapter(kind)
+        """Of the annotated result (its parameters' annotations may not be there at run time); None where a
+        value of JSON's types is the result already."""
+        annotations = {"return": self.function.__annotations__.get("return", Any)}
+        holder, names = SimpleNamespace(__annotations__=annotations), self.function.__globals__
+        kind = get_type_hints(holder, names, include_extras=True)["return"]
+        return None if kind is Any or is_typeddict(kind) else TypeAdapter(kind)
 
 
 def _describe(problem: Any) -> str:

@@ -6,6 +6,7 @@ Importing this is quick; torch is loaded by `_load`, in a worker thread.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from llmasos.kernel.journal.store import JournalStore
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.swap import Swap
+    from llmasos.kernel.syscall import Syscall
     from llmasos.kernel.tokenizer import Tokenizer
 
 
@@ -69,9 +71,31 @@ async def booted(
     with kernel_lock(settings.home):
         load = functools.partial(_load, settings)
         loaded = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
-        async with _runtime(settings, loaded, os.path.abspath(root)) as runtime:
+        async with (
+            _mounted(settings) as mounted,
+            _runtime(settings, loaded, os.path.abspath(root), mounted) as runtime,
+        ):
             await runtime.recover()
             yield runtime
+
+
+@asynccontextmanager
+async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
+    """The tools of the MCP servers that the settings name; what is left out is told on stderr."""
+    if not settings.mcp.servers:
+        yield ()
+        return
+    try:
+        from llmasos.syscalls.mcp import ServerConfig, mounted
+    except ImportError as error:
+        raise ConfigError(
+            "[mcp.servers] needs the mcp package: pip install 'llmasos[mcp]'."
+        ) from error
+    servers = {name: ServerConfig(**dict(each)) for name, each in settings.mcp.servers.items()}
+    async with mounted(servers) as mounts:
+        for problem in mounts.problems:
+            logging.getLogger("llmasos").warning("%s", problem)
+        yield mounts.syscalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +147,9 @@ def _open_journal(settings: Settings) -> JournalStore | None:
     return JournalStore.open(settings.home / JOURNAL_NAME, level=level)
 
 
-def _runtime(settings: Settings, loaded: _Loaded, root: str) -> Runtime:
+def _runtime(
+    settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
+) -> Runtime:
     from llmasos.apps.builtin import load_builtin
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
@@ -131,6 +157,7 @@ def _runtime(settings: Settings, loaded: _Loaded, root: str) -> Runtime:
     from llmasos.kernel.runtime import Runtime
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in
+    from llmasos.syscalls.sandbox import Sandbox
 
     options = KernelOptions()
     if settings.step_tokens is not None:
@@ -141,7 +168,9 @@ def _runtime(settings: Settings, loaded: _Loaded, root: str) -> Runtime:
     return Runtime(
         loaded.core,
         loaded.tokenizer,
-        syscalls=builtin_syscalls(),
+        syscalls=builtin_syscalls(
+            sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"), mounted=mounted
+        ),
         programs=load_builtin,
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,12 +18,15 @@ from llmasos.kernel.journal.schema import (
     meta_of,
     process_crc,
     refuse_newer,
+    tables_crc,
     version_of,
 )
 from llmasos.kernel.journal.wal import lost_frames
 
 _EMPTY_BYTES: Final = PAGE_BYTES
 """A file in which no transaction of ours was ever written back."""
+_UTF8: Final = 1
+_FRACTIONS: Final = bytes((0, 64, 32, 32))
 _INNOCENT: Final = (
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -68,14 +72,34 @@ def fault_of(path: Path, migrations: Sequence[Migration]) -> str | None:
         return "it is empty, and its log is not" if has_wal(path) else None
     if suspicion_of(path).exists():
         return "damage was met while it was in use"
+    if not _is_headed(path):
+        return "its header is damaged"
     try:
         with closing(connect_reader(path)) as connection:
             connection.execute("BEGIN")
             return _fault(connection, path, migrations)
+    except UnicodeDecodeError:
+        return "it holds what is no text"
     except sqlite3.Error as error:
         if _is_innocent(error):
             raise
         return str(error)
+
+
+def _is_headed(path: Path) -> bool:
+    """What is the same in the first bytes of every journal. SQLite believes some of them too readily."""
+    with open(path, "rb") as file:
+        header = file.read(100).ljust(100, b"\0")
+    page_bytes, *versions = struct.unpack_from(">H2B", header, 16)
+    (encoding,) = struct.unpack_from(">I", header, 56)
+    is_empty = path.stat().st_size <= _EMPTY_BYTES
+    return (
+        header.startswith(b"SQLite format 3\0")
+        and page_bytes == PAGE_BYTES
+        and set(versions) <= {1, 2}
+        and header[20:24] == _FRACTIONS
+        and (is_empty or (encoding == _UTF8 and header[52:56] != bytes(4) != header[64:68]))
+    )
 
 
 def _fault(
@@ -90,6 +114,8 @@ def _fault(
         return "its log is damaged"
     if meta.get("version") != version or any(key not in meta for key in META_KEYS):
         return "its own values are damaged"
+    if meta["tables"] != tables_crc(connection):
+        return "its tables' definitions are damaged"
     for query in _ENDS:
         connection.execute(query).fetchone()
     for pid in connection.execute(_UNFINISHED).fetchall():

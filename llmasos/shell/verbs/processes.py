@@ -10,12 +10,15 @@ from llmasos.kernel.errors import LlmosError, NoKernel, ProcessError
 from llmasos.shell.arguments import Parser, niceness, pid, signal, spread_signal
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Escalation
-from llmasos.shell.tables import process_table
+from llmasos.shell.tables import memory_table, process_table
 from llmasos.shell.verbs.verb import Verb, add_json
 
 
 def _configure_ps(parser: Parser) -> None:
     parser.add_argument("-a", "--all", action="store_true", help="finished processes too")
+    parser.add_argument(
+        "-l", "--long", action="store_true", help="memory: pages, faults, swap, groups"
+    )
     add_json(parser)
 
 
@@ -30,7 +33,7 @@ async def ps(environment: Environment, args: Namespace) -> int:
     if args.json:
         output.json(processes)
     else:
-        output.table(process_table(processes))
+        output.table(memory_table(processes) if args.long else process_table(processes))
     if problem is None:
         return 0
     output.error(problem)

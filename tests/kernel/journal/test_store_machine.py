@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from llmasos.kernel.abi import Pid
 from llmasos.kernel.journal.connect import wal_of
-from llmasos.kernel.journal.entries import Batch, Entry, Retention
+from llmasos.kernel.journal.entries import Batch, Entry, Level, Retention
 from llmasos.kernel.journal.store import JournalStore
 from tests.kernel.journal.journals import Model, crashed, ending, flip, spawned
 
@@ -50,7 +50,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.home_id = self.store.home_id
 
     def open(self) -> None:
-        self.store = JournalStore.open(self.path, retention=self.retention, clock=lambda: 1e6)
+        self.store = JournalStore.open(
+            self.path, level=Level.RELAXED, retention=self.retention, clock=lambda: 1e6
+        )
 
     def teardown(self) -> None:
         self.store.close()
