@@ -107,7 +107,7 @@ class Runtime:
         now: Callable[[], float] = time.time,
         swap: Swap | None = None,
         journal: Journal | None = None,
-        archives: Callable[[Pid], Archive] | None = None,
+        archives: Callable[[Process], Archive] | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer

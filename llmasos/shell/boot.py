@@ -156,6 +156,7 @@ def _runtime(
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
     from llmasos.syscalls import builtin_syscalls
+    from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
 
     options = KernelOptions()
@@ -176,4 +177,5 @@ def _runtime(
         options=options,
         swap=loaded.swap,
         journal=journal,
+        archives=archives_in(settings.home / "cache", now=time.time),
     )
