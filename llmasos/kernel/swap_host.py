@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from llmasos.kernel.swap_files import Buffer
 
-
 DEFAULT_HOST_BYTES = 2 * 2**30
 
 
