@@ -5,6 +5,9 @@ With a journal a call goes through these stations; without one only through the 
     begin journaled -> (before a write or an external call: on disk) -> authorised, driven under a
     deadline -> result or error journaled -> (unless it is pure: on disk) -> given to the app
 
+What an app asks for while it is being ended from outside is not journaled, since it is not run again, and
+therefore done only where it changes nothing beyond the process.
+
 A call that was under way when a kernel ended comes here again, with what is known of it: a pure or a read
 call is made anew, a generation goes on at its token, and one that changes the world only if its driver can
 tell what became of it; otherwise the app gets `MaybeDone`.
@@ -94,7 +97,10 @@ class Dispatcher:
         comes as `Failed`."""
         process = self._kernel.live(pid)
         task = self._tasks[pid]
-        if self._journal is None:
+        is_unwinding = task.is_dying or self._runtime.is_ending
+        if is_unwinding and self._effect(name) is not Effect.PURE:
+            raise Interrupted(f"The process is being ended; {name} is not done any more.")
+        if self._journal is None or is_unwinding:
             request = _Request(process, task, name, args, UNNAMED, on_chunk)
             result = await self._perform(request)
             await _while_stopped(process, task)
@@ -199,8 +205,8 @@ class Dispatcher:
         arguments = entry.validate(request.args)
         if request.under_way is not None and not entry.is_repeatable:
             raise MaybeDone(
-                f"The kernel ended while {request.name} was under way; whether it happened is not"
-                " known."
+                f"{request.name} was under way where the kernel ended, or where this process branched"
+                " off; whether it happened is not known."
             )
         call = self._call(request)
         with self._frame(request, call):

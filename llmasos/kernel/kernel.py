@@ -179,12 +179,8 @@ class Kernel:
         Raises `OutOfMemory` when there are too many, `LimitExceeded` when its group has too many, and
         `InvalidArguments` for a group that is none.
         """
-        if sum(process.exit is None for process in self.processes.values()) >= (
-            self.options.max_processes
-        ):
-            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
         process = Process(
-            pid=Pid(self._next_pid),
+            pid=self.new_pid(),
             ppid=ppid,
             program=program,
             params=params,
@@ -198,9 +194,17 @@ class Kernel:
             is_interactive=is_interactive,
         )
         self.groups.admit(process)
-        self._next_pid += 1
         self.processes[process.pid] = process
         return process
+
+    def new_pid(self) -> Pid:
+        """A number that no process had before. Raises `OutOfMemory` when there are too many of them."""
+        if sum(process.exit is None for process in self.processes.values()) >= (
+            self.options.max_processes
+        ):
+            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
+        self._next_pid += 1
+        return Pid(self._next_pid - 1)
 
     def copy_contexts(self, parent: Process, child: Process) -> None:
         """Give the child a copy-on-write copy of every context, under the same ids."""
@@ -243,12 +247,16 @@ class Kernel:
             self._free(context)
         process.contexts.clear()
         self.groups.leave(process)
+        self.orphan_children(pid)
+        if process.ppid == KERNEL_PID:
+            self.reap(pid)
+
+    def orphan_children(self, pid: Pid) -> None:
+        """Nobody of this pid is there any more to wait for its children."""
         for child in self.children(pid):
             child.ppid = KERNEL_PID
             if child.exit is not None:
                 self.reap(child.pid)
-        if process.ppid == KERNEL_PID:
-            self.reap(pid)
 
     def reap(self, pid: Pid) -> None:
         """Record that a finished process was waited for; old records are forgotten in time."""

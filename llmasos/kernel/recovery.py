@@ -8,10 +8,11 @@ of it is lost; one whose journal is damaged is ended, since what is not believed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 
 from llmasos.kernel.abi import (
@@ -27,7 +28,7 @@ from llmasos.kernel.context import Context
 from llmasos.kernel.core import CoreInfo
 from llmasos.kernel.errors import AppError, JournalDamaged, LlmosError
 from llmasos.kernel.journal.entries import ProcessRow
-from llmasos.kernel.journal.events import SCHEMA
+from llmasos.kernel.journal.events import SCHEMA, decode_events
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import HeldContext, Holdings
 from llmasos.kernel.journal.journal import Journal
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
 
 ComeBack = Callable[[Process, Task, History], None]
+
+HEAD_START_S = 1.0
+"""How long people's processes may catch up alone."""
+POLL_S = 0.002
 
 NO_TERMINAL = "Its terminal is gone; `llmasos resume {pid}` goes on with it."
 
@@ -98,23 +103,70 @@ def spawn_values(
 
 
 async def recover(runtime: Runtime, journal: Journal, come_back: ComeBack) -> Recovered:
-    """Bring back what had not ended, people's processes first, and the finished children that live
-    parents have not waited for."""
+    """Bring back what had not ended, and the finished children that live parents have not waited for.
+
+    People's processes, with all that descends from them, are first: they run already while the others'
+    journals are read.
+    """
     recovered = Recovered()
     rows = await anyio.to_thread.run_sync(journal.store.unfinished)
-    histories: list[History] = []
+    live = {row.pid for row in rows}
+    watched = await anyio.to_thread.run_sync(_watched, journal, rows)
+    await _recover_zombies(runtime, journal, live)
+    for pids in (watched, live - watched):
+        chosen = [row for row in rows if row.pid in pids]
+        for history in await _histories(runtime, journal, chosen, live, recovered):
+            _recover_one(runtime, journal, history, live, recovered, come_back)
+        if pids is watched:
+            await _head_start(runtime, watched)
+    return recovered
+
+
+async def _histories(
+    runtime: Runtime,
+    journal: Journal,
+    rows: Sequence[ProcessRow],
+    live: set[Pid],
+    recovered: Recovered,
+) -> list[History]:
+    """Of all that can be believed; the others are ended. Nobody runs before his children are there."""
+    histories = []
     for row in rows:
         try:
             histories.append(await anyio.to_thread.run_sync(_read, journal, row))
         except JournalDamaged as error:
             recovered.damaged[row.pid] = str(error)
             journal.end_damaged(row.pid, str(error), runtime.now())
-    live = {history.pid for history in histories}
-    await _recover_zombies(runtime, journal, live)
-    histories.sort(key=lambda history: (not _is_interactive(history), history.pid))
-    for history in histories:
-        _recover_one(runtime, journal, history, live, recovered, come_back)
-    return recovered
+            live.discard(row.pid)
+            runtime.kernel.orphan_children(row.pid)
+    return histories
+
+
+def _watched(journal: Journal, rows: Sequence[ProcessRow]) -> set[Pid]:
+    """Those that people wait for at a terminal, and their descendants. Blocks."""
+    found: set[Pid] = set()
+    for row in rows:  # a child's pid is always higher than its parent's
+        if row.ppid in found or _was_watched(journal, row):
+            found.add(row.pid)
+    return found
+
+
+def _was_watched(journal: Journal, row: ProcessRow) -> bool:
+    """Without understanding all that is recorded of it, which takes time."""
+    try:
+        texts = journal.store.events(row.pid)
+    except JournalDamaged:
+        return False
+    fronts = [text for text in texts if text.startswith(b'["front",')]
+    events = decode_events([*texts[:1], *fronts[-1:]])
+    return bool(events) and bool(events[1][1] if fronts else events[0][1]["interactive"])
+
+
+async def _head_start(runtime: Runtime, pids: Set[Pid]) -> None:
+    """Let people's processes get to where they were before the others take the processor."""
+    with anyio.move_on_after(HEAD_START_S):
+        while runtime.are_catching_up(pids):
+            await anyio.sleep(POLL_S)
 
 
 def _read(journal: Journal, row: ProcessRow) -> History:
@@ -148,23 +200,28 @@ def _recover_one(
     recovered: Recovered,
     come_back: ComeBack,
 ) -> None:
-    process, task = _process(runtime, history, live), _task(history)
-    journal.go_on(process.pid, len(history.events))
-    runtime.kernel.restore_process(process)
-    for context_id, held in history.holdings.contexts.items():
-        process.contexts[context_id] = _context(runtime, process, context_id, held)
-    now = runtime.now()
-    journal.record(process.pid, ("boot", now))
-    task.ran_s = history.ran_s
+    journal.go_on(history.pid, len(history.events))
+    process, task = bring_in(runtime, history, live)
+    journal.record(process.pid, ("boot", runtime.now()))
     come_back(process, task, history)
     signal = history.holdings.ending_signal
     if signal is not None:
         runtime.signal(process.pid, signal)
-    elif reason := _reason_to_hold(runtime, process, history):
+    elif reason := reason_to_hold(runtime, history) or _reason_to_wait(history):
         runtime.hold(process.pid, reason)
         recovered.held[process.pid] = reason
     else:
         recovered.running.append(process.pid)
+
+
+def bring_in(runtime: Runtime, history: History, live: set[Pid]) -> tuple[Process, Task]:
+    """Make a process with all that its history says it has; it does not run yet."""
+    process, task = _process(runtime, history, live), _task(history)
+    runtime.kernel.restore_process(process)
+    for context_id, held in history.holdings.contexts.items():
+        process.contexts[context_id] = _context(runtime, process, context_id, held)
+    task.ran_s = history.ran_s
+    return process, task
 
 
 def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
@@ -247,23 +304,29 @@ def _context(
     return context
 
 
-def _reason_to_hold(runtime: Runtime, process: Process, history: History) -> str:
-    """Why a process does not go on by itself; empty where it does."""
+def reason_to_hold(runtime: Runtime, history: History) -> str:
+    """Why this kernel cannot go on with a process; empty where it can."""
     spawn, core = history.spawn, runtime.kernel.info
-    if isinstance(process.program, MissingProgram):
-        return process.program.problem
-    if spawn["version"] != process.program.info.version:
+    program = _program(runtime, spawn)
+    if isinstance(program, MissingProgram):
+        return program.problem
+    if spawn["version"] != program.info.version:
         return (
-            f"It was begun by {process.app} {spawn['version']}, and now that is"
-            f" {process.program.info.version}."
+            f"It was begun by {spawn['app']} {spawn['version']}, and now that is"
+            f" {program.info.version}."
         )
     if (spawn["model"], spawn["vocab_size"]) != (core.model, core.vocab_size):
         return f"It was begun on the model {spawn['model']}, and this kernel has {core.model}."
     longest = _longest(history.holdings.contexts.values())
     if longest > core.context_length:
         return f"It holds {longest} tokens and this kernel's window is {core.context_length}."
-    if spawn["foreground"]:
-        return NO_TERMINAL.format(pid=process.pid)
+    return ""
+
+
+def _reason_to_wait(history: History) -> str:
+    """Why a process that could go on waits to be told so; empty where it does not."""
+    if history.spawn["foreground"]:
+        return NO_TERMINAL.format(pid=history.pid)
     return "It was stopped." if history.holdings.is_stopped else ""
 
 

@@ -14,7 +14,7 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from llmasos.kernel import branching
 from llmasos.kernel.abi import (
     Capabilities,
     Chunk,
@@ -38,15 +39,17 @@ from llmasos.kernel.abi import (
     Signal,
 )
 from llmasos.kernel.archive import Archive
+from llmasos.kernel.branching import Beginning
 from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import Core, Run
 from llmasos.kernel.debug import debug
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
-from llmasos.kernel.errors import InvalidArguments, KernelBug
+from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
 from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.jobs import Job
+from llmasos.kernel.journal.branch import Past, past_of
 from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.feed import Feed
@@ -262,6 +265,34 @@ class Runtime:
         await self.flushed()
         return child.pid
 
+    async def branch(
+        self, pid: Pid, *, until: int | None = None, beginning: Beginning | None = None
+    ) -> Pid:
+        """Start a process whose past is the first `until` events of another one's, live or finished, or
+        all of them; return its pid once that is in the journal. See `journal.branch` for what it shares.
+
+        Raises `NoSuchProcess`, `ProcessError`, `JournalDamaged`.
+        """
+        journal = self._kept_journal()
+        past = past_of(pid, await journal.events(pid), until)
+        return await self.begin_with(past, beginning or Beginning())
+
+    async def begin_with(self, past: Past, beginning: Beginning) -> Pid:
+        """The same for a past that comes from elsewhere, as a restored checkpoint's does."""
+        journal = self._kept_journal()
+        new_pid = branching.branch(self, journal, past, beginning, self._come_back)
+        await self.flushed()
+        return new_pid
+
+    async def shared_outcome(self, pid: Pid, child: Pid) -> tuple[ExitStatus, str]:
+        """See `branching.outcome_of_shared_child`."""
+        return await branching.outcome_of_shared_child(self, self._journal, self._tasks, pid, child)
+
+    def _kept_journal(self) -> Journal:
+        if self._journal is None:
+            raise ProcessError("This kernel keeps no journal; set LLMASOS_JOURNAL to durable.")
+        return self._journal
+
     async def wait(self, pid: Pid) -> ExitStatus:
         """Wait for a process to exit and reap it; returns at once for a finished one."""
         process = self.kernel.process(pid)
@@ -330,6 +361,14 @@ class Runtime:
     def ps(self, *, all: bool = False) -> list[ProcessInfo]:
         """See `Kernel.ps`."""
         return self.kernel.ps(all=all)
+
+    async def remembered(self, limit: int) -> list[ProcessRow]:
+        """Finished processes that the journal knows, the newest `limit` of all it knows at most."""
+        if self._journal is None:
+            return []
+        store = self._journal.store
+        rows = await anyio.to_thread.run_sync(lambda: store.rows(limit=limit))
+        return [row for row in rows if row.ended_at is not None]
 
     def info(self, pid: Pid) -> ProcessInfo:
         """One process's row; raises `NoSuchProcess`."""
@@ -495,6 +534,14 @@ class Runtime:
         )
         self._start(process, task)
 
+    def are_catching_up(self, pids: Set[Pid]) -> bool:
+        """Whether any of these is still being given what it was given under an earlier kernel."""
+        return any(
+            task.feed is not None and not task.feed.is_over and not task.deliveries.is_held
+            for pid in pids
+            if (task := self._tasks.get(pid)) is not None and not task.done.is_set()
+        )
+
     def adopt(self, process: Process, task: Task) -> None:
         """Take in a finished process that was read from the journal."""
         task.done.set()
@@ -533,6 +580,8 @@ class Runtime:
                 status = killed_by(task.signal)
             elif task.limit.cancelled_caught and process.limits.wall_s is not None:
                 status = out_of_time(process.limits.wall_s)
+            elif self.is_ending and task.scope.cancel_called:
+                status = None  # cut short: how it took that says nothing
         finally:
             self._end(process, task, status)
 
@@ -549,6 +598,8 @@ class Runtime:
         self._forget_old_output()
 
     def _resume(self, process: Process, task: Task) -> None:
+        if task.feed is not None and task.feed.has_diverged and task.signal is None:
+            return  # there is nothing that it could go on with
         process.stopped = task.deliveries.is_held = False
         process.note = ""
         task.resumed.set()

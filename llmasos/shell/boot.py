@@ -110,9 +110,11 @@ class _Loaded:
 
 def _load(settings: Settings) -> _Loaded:
     """Read the weights and open what is on disk. Blocks for as long as that takes."""
+    from llmasos.kernel.core import PageId
     from llmasos.kernel.cores.torch_core import TorchCore
     from llmasos.kernel.models import ModelKind, ModelStore
     from llmasos.kernel.swap import Swap
+    from llmasos.kernel.swap_host import DEFAULT_HOST_BYTES
 
     model = ModelStore(settings.home / "models").open(settings.model)
     if model.kind is not ModelKind.DECODER:
@@ -133,7 +135,12 @@ def _load(settings: Settings) -> _Loaded:
     )
     swap = None
     if settings.swap:
-        swap = Swap.in_folder(settings.home / "swap", max_bytes=settings.swap)
+        has_pages_in_host_memory = core.page_view(PageId(0)) is not None
+        swap = Swap.in_folder(
+            settings.home / "swap",
+            max_bytes=settings.swap,
+            host_bytes=0 if has_pages_in_host_memory else DEFAULT_HOST_BYTES,
+        )
     return _Loaded(core, model.load_tokenizer(), swap, _open_journal(settings))
 
 

@@ -150,6 +150,17 @@ class SocketSession:
         """Start a copy of a process."""
         return Pid(await self._call("fork", int, pid=pid, params=params, title=title))
 
+    async def branch(
+        self, pid: Pid, until: int | None = None, *, title: str = "", foreground: bool = False
+    ) -> Pid:
+        """Start a process with another's past."""
+        args = {"pid": pid, "until": until, "title": title, "foreground": foreground}
+        return Pid(await self._call("branch", int, **args))
+
+    async def resume(self, pid: Pid) -> None:
+        """Let it go on, in this session's foreground."""
+        await self._call("resume", _NOTHING, pid=pid)
+
     async def wait(self, pid: Pid) -> ExitStatus:
         """How it ended, once it has."""
         return await self._call("wait", ExitStatus, pid=pid)

@@ -18,7 +18,9 @@ from llmasos.kernel.abi import (
     Signal,
     SyscallInfo,
 )
+from llmasos.kernel.branching import Beginning
 from llmasos.kernel.errors import KernelBug
+from llmasos.shell.records import MAX_ROWS, process_info
 from llmasos.shell.session import SpawnRequest
 
 if TYPE_CHECKING:
@@ -76,7 +78,12 @@ class LocalSession:
 
     async def ps(self, *, all: bool = False) -> list[ProcessInfo]:
         """Live processes by pid; with `all`, finished ones too."""
-        return sorted(self._runtime.ps(all=all), key=lambda process: process.pid)
+        processes = self._runtime.ps(all=all)
+        if all:
+            known = {process.pid for process in processes}
+            rows = await self._runtime.remembered(MAX_ROWS)
+            processes += [process_info(row) for row in rows if row.pid not in known]
+        return sorted(processes, key=lambda process: process.pid)
 
     async def info(self, pid: Pid) -> ProcessInfo:
         """One row of `ps`."""
@@ -101,6 +108,18 @@ class LocalSession:
     ) -> Pid:
         """Start a copy of a process."""
         return await self._runtime.fork(pid, params, title=title)
+
+    async def branch(
+        self, pid: Pid, until: int | None = None, *, title: str = "", foreground: bool = False
+    ) -> Pid:
+        """Start a process with another's past."""
+        beginning = Beginning(title=title, foreground=foreground)
+        return await self._runtime.branch(pid, until=until, beginning=beginning)
+
+    async def resume(self, pid: Pid) -> None:
+        """Let it go on."""
+        self._runtime.set_interactive(pid, True)
+        await self.signal(pid, Signal.CONT)
 
     async def wait(self, pid: Pid) -> ExitStatus:
         """How it ended, once it has."""

@@ -66,6 +66,19 @@ class KernelSession(Protocol):
         """Start a copy of a process: its program again, its contexts shared copy-on-write."""
         ...
 
+    async def branch(
+        self, pid: Pid, until: int | None = None, *, title: str = "", foreground: bool = False
+    ) -> Pid:
+        """Start a process whose past is the first `until` events of another's, or all of them.
+
+        Raises `ProcessError` where there is no such past, or it cannot go on here.
+        """
+        ...
+
+    async def resume(self, pid: Pid) -> None:
+        """Let a stopped process go on, in the foreground of this session."""
+        ...
+
     async def wait(self, pid: Pid) -> ExitStatus:
         """How it ended, once it has."""
         ...

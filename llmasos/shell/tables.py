@@ -197,6 +197,7 @@ def status_table(status: KernelStatus) -> Table:
         ("processes", f"{status.num_processes} ({status.num_running} with the model)"),
         *(("group", _group_line(group)) for group in status.groups if group.path or _bounds(group)),
         ("speed", f"{status.tokens_per_s:.1f} tokens/s, {status.num_steps} steps"),
+        ("journal", _journal(status)),
         ("up", duration(status.uptime_s)),
     )  # fmt: skip
     rows = tuple((name, one_line(value)) for name, value in facts)
@@ -231,6 +232,14 @@ def _bounds(group: GroupInfo) -> list[str]:
         (limits.pages, "pages"),
     )
     return [f"{value:g} {what}" for value, what in named if value is not None]
+
+
+def _journal(status: KernelStatus) -> str:
+    if status.journal == "off":
+        return "off: a crash loses what runs"
+    lag = f", {duration(status.journal_lag_s)} behind" if status.journal_lag_s else ""
+    warning = f"; {status.journal_warning}" if status.journal_warning else ""
+    return f"{status.journal}, {size(status.journal_bytes)}{lag}{warning}"
 
 
 def app_table(apps: Sequence[AppInfo]) -> Table:

@@ -164,6 +164,50 @@ def test_segments_stay_open_between_reads_and_a_deleted_one_is_let_go(tmp_path: 
     folder.close()
 
 
+def test_host_memory_keeps_pages_from_the_disk_until_others_push_them_out() -> None:
+    disk = Disk()
+    swap = swap_on(disk, host_bytes=3 * SIZE)
+    for number in range(3):
+        swap.put(key(number), content(number))
+    assert disk.files == {}
+    assert [got(swap, number) for number in range(3)] == [content(number) for number in range(3)]
+    swap.put(key(3), content(3))
+    assert swap.status.num_written == 1
+    assert disk.offsets == []
+    assert got(swap, 0) == content(0), "pushed out, so it comes from the disk"
+    assert len(disk.offsets) == 1
+    assert got(swap, 0) == content(0), "and stays in memory for a while"
+    assert len(disk.offsets) == 1
+    assert swap.status.num_bytes == 3 * SIZE + 2 * (SIZE + HEADER_BYTES)
+
+
+def test_what_host_memory_holds_is_written_before_the_kernel_ends() -> None:
+    disk = Disk()
+    swap = swap_on(disk, host_bytes=100 * SIZE)
+    for number in range(5):
+        swap.put(key(number), content(number))
+    swap.close()
+    assert [got(swap_on(disk), number) for number in range(5)] == [content(n) for n in range(5)]
+    swap_on(disk).clear()
+    assert not swap_on(disk).has(key(1))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60), st.integers(0, 5))
+def test_whatever_tier_a_page_is_in_it_comes_back_whole(
+    moves: list[tuple[bool, int]], num_in_host: int
+) -> None:
+    disk = Disk()
+    swap = swap_on(disk, host_bytes=num_in_host * SIZE)
+    known = set()
+    for is_put, number in moves:
+        if is_put:
+            swap.put(key(number), content(number))
+            known.add(number)
+        assert (got(swap, number) == content(number)) is (number in known)
+    swap.flush()
+    assert {number for number in range(10) if swap_on(disk).has(key(number))} == known
+
+
 def test_a_page_of_another_size_is_none() -> None:
     swap = swap_on(Disk())
     swap.put(key(1), content(1))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 import struct
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from llmasos.kernel.journal.connect import PAGE_BYTES, connect_reader, has_wal
+from llmasos.kernel.journal.connect import PAGE_BYTES, connect_checkpointer, connect_reader, has_wal
 from llmasos.kernel.journal.schema import (
     COLUMNS,
     META_KEYS,
@@ -52,8 +52,7 @@ _ENDS: Final = (
 )
 """One way from the root to a leaf of what grows with history."""
 _REACH: Final = (
-    "SELECT ifnull(sum(count), 0), ifnull(max(first + count), 0), count(body)"
-    " FROM entries WHERE pid = ?"
+    "SELECT ifnull(sum(count), 0), ifnull(max(first + count), 0) FROM entries WHERE pid = ?"
 )
 
 
@@ -68,6 +67,7 @@ def fault_of(path: Path, migrations: Sequence[Migration]) -> str | None:
     Raises `ConfigError` for a file of a newer version, `OSError` and `sqlite3.Error` where the trouble is
     not the file's.
     """
+    _roll_back(path)
     if path.stat().st_size == 0:
         return "it is empty, and its log is not" if has_wal(path) else None
     if suspicion_of(path).exists():
@@ -84,6 +84,13 @@ def fault_of(path: Path, migrations: Sequence[Migration]) -> str | None:
         if _is_innocent(error):
             raise
         return str(error)
+
+
+def _roll_back(path: Path) -> None:
+    """A file that was being made, or just made, when its kernel was killed has an old-style journal."""
+    if path.with_name(path.name + "-journal").exists():
+        with closing(connect_checkpointer(path)) as connection, suppress(sqlite3.DatabaseError):
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
 
 
 def _is_headed(path: Path) -> bool:
@@ -148,7 +155,7 @@ def _is_sound(connection: sqlite3.Connection, pid: int) -> bool:
     live = connection.execute("SELECT num_events, crc FROM live WHERE pid = ?", (pid,)).fetchone()
     if values is None or values[6] is not None or live is None or live[1] != live_crc(pid, live[0]):
         return False
-    num_events, reach, _ = connection.execute(_REACH, (pid,)).fetchone()
+    num_events, reach = connection.execute(_REACH, (pid,)).fetchone()
     return bool(values[11]) or num_events == reach == live[0]
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llmasos.kernel.abi import Chunk
@@ -74,7 +76,9 @@ class Feed:
         self._give_up = give_up
         self._on_given = on_given
         self._actions = {_key(action): action for action in history.actions}
-        """Those that the app has still to do again, in order."""
+        """Those that the app has still to do again."""
+        self._order = deque(self._actions)
+        """Their keys in order; those that were done again are taken out when they come to the front."""
         self._gates = [(action.given, _key(action)) for action in history.actions]
         heapq.heapify(self._gates)
         self._is_answered = {event[1] for event in history.given if event[0] != "tok"}
@@ -85,8 +89,7 @@ class Feed:
         self._num_left = len(history.given)
         self.has_diverged = False
         deliveries.may_give = self._may_give
-        for event in history.given:
-            deliveries.put(lambda event=event: self._give(event))  # type: ignore[misc]
+        deliveries.fill(partial(self._give, event) for event in history.given)
         self._look()
 
     @property
@@ -101,7 +104,9 @@ class Feed:
     @property
     def next_action(self) -> Action | None:
         """What the app must do next."""
-        return next(iter(self._actions.values()), None)
+        while self._order and self._order[0] not in self._actions:
+            self._order.popleft()
+        return self._actions[self._order[0]] if self._order else None
 
     async def answer(
         self,

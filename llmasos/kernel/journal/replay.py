@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from llmasos.kernel.abi import Chunk, ExitStatus, Pid, Signal
+from llmasos.kernel.abi import Chunk, ExitStatus, Pid
 from llmasos.kernel.delivery import SETTLING_TURNS, Deliveries
 from llmasos.kernel.endings import is_own, run_program
 from llmasos.kernel.journal.events import Event
@@ -77,8 +77,8 @@ class Replay:
             group.start_soon(self._come_to_the_end)
             await self._over.wait()
             group.cancel_scope.cancel()
-        recorded = _recorded_exit(self._history)
-        if self._exit is None and recorded is not None and not is_own(recorded):
+        recorded = self._history.status
+        if recorded is None or (self._exit is None and not is_own(recorded)):
             self._exit = recorded
         output = "".join(self._output)
         if not self._problem and output != "".join(self._history.holdings.output):
@@ -99,7 +99,7 @@ class Replay:
     async def _come_to_the_end(self) -> None:
         """End the replay where the record ends: at once, unless the app has still to end by itself."""
         await self._feed.caught_up()
-        recorded = _recorded_exit(self._history)
+        recorded = self._history.status
         if recorded is not None and is_own(recorded):
             await anyio.sleep(PATIENCE_S)
         for _ in range(4 * SETTLING_TURNS):
@@ -143,10 +143,3 @@ class _ReplayPort:
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Any:
         return await self.replay.syscall(name, args, on_chunk)
-
-
-def _recorded_exit(history: History) -> ExitStatus | None:
-    if history.exit is None:
-        return None
-    _, code, message, signal = history.exit
-    return ExitStatus(code, message, None if signal is None else Signal(signal))

@@ -163,5 +163,5 @@ def subsets(pids: list[Pid]) -> st.SearchStrategy[list[Pid]]:
 
 def test_no_history_makes_the_store_say_what_was_not_written() -> None:
     run_state_machine_as_test(
-        StoreMachine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
+        StoreMachine, settings=settings(max_examples=30, stateful_step_count=25, deadline=None)
     )
