@@ -150,7 +150,7 @@ class _Piece:
 
 
 def _pieces(whole: Conversation, tokenizer: Tokenizer, gone: Sequence[int]) -> list[_Piece]:
-    """None, where the template does not write the turns one after another."""
+    """Empty where the template does not write the turns one after another."""
     num_turns = len(whole.starts)
     ends = [*whole.starts[1:], len(whole.tokens)]
     rendered = render(tokenizer, whole.messages, reply=whole.reply_start is not None)
