@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from llmasos.kernel.abi import Effect, Pid
+from llmasos.kernel.abi import ContextId, Effect, Pid, Signal
 from llmasos.kernel.errors import MaybeDone
 from llmasos.kernel.program import Port
 from llmasos.kernel.runtime import Runtime
@@ -229,3 +229,29 @@ async def test_an_external_call_cut_short_is_told_of_and_not_repeated() -> None:
         await runtime.wait(Pid(1))
         assert "mail.send was under way" in runtime.output_text(Pid(1))
     assert world.mails == ["fast", "slow"]
+
+
+async def test_a_stop_string_that_was_taken_out_of_a_context_stays_out_after_a_crash() -> None:
+    machine = Machine()
+
+    async def stopper(port: Port, params: Mapping[str, Any]) -> None:
+        await port.syscall("ctx.open", {})
+        await port.syscall("ctx.append", {"context": 0, "text": "once"})
+        first = await port.syscall("llm.generate", {"context": 0, "max_tokens": 9})
+        await port.syscall("ctx.truncate", {"context": 0, "num_tokens": 4})
+        stop = [first.text[3:5]]
+        await port.syscall("llm.generate", {"context": 0, "max_tokens": 9, "stop": stop})
+        await port.syscall("time.sleep", {"seconds": 1e4})
+
+    machine.app(stopper)
+    async with machine.booted(crashes=True) as runtime:
+        await runtime.spawn("stopper")
+        while runtime.info(Pid(1)).wchan != "time.sleep":
+            await anyio.lowlevel.checkpoint()
+        await runtime.flushed()
+        tokens = runtime.kernel.process(Pid(1)).contexts[ContextId(0)].tokens
+        assert len(tokens) == 7
+    async with machine.booted() as runtime:
+        assert runtime.kernel.process(Pid(1)).contexts[ContextId(0)].tokens == tokens
+        runtime.signal(Pid(1), Signal.KILL)
+        await runtime.wait(Pid(1))
