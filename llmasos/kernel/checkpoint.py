@@ -15,7 +15,9 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -40,6 +42,12 @@ _NONCE_BYTES: Final = 12
 _DIGEST_CHARS: Final = 64
 _MANIFEST: Final = "manifest.json"
 _EVENTS: Final = "events.jsonl"
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_BROKEN_ZIP: Final = (
+    zipfile.BadZipFile, zlib.error, struct.error, ValueError, OverflowError, RuntimeError, EOFError,
+    OSError,
+)  # fmt: skip
+"""What `zipfile` raises for files that were made to vex it."""
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -107,17 +115,11 @@ def pack(checkpoint: Checkpoint, *, compress: bool = False, passphrase: str | No
     """The file's content. Raises `ConfigError` where an extra package is missing, `CheckpointRefused`
     where it would be too large."""
     parts, files = _parts(checkpoint)
-    manifest = _manifest(checkpoint, parts, files, "zstd" if compress else "")
-    stream = io.BytesIO()
-    method = zipfile.ZIP_STORED if compress else zipfile.ZIP_DEFLATED
-    with zipfile.ZipFile(stream, "w", method) as archive:
-        archive.writestr(_MANIFEST, manifest.model_dump_json())
-        for name, content in parts.items():
-            archive.writestr(name, _zstd().compress(content) if compress else content)
-        archive.comment = b"0" * _DIGEST_CHARS
-    body = stream.getvalue()[:-_DIGEST_CHARS]
-    data = body + hashlib.sha256(body).hexdigest().encode()
-    if len(data) > MAX_FILE_BYTES - 1024:
+    num_bytes = sum(map(len, parts.values()))
+    data = _zipped(_manifest(checkpoint, parts, files, "zstd" if compress else ""), parts)
+    if num_bytes > max_unpacked_bytes(len(data)):  # it would be taken for a bomb
+        data = _zipped(_manifest(checkpoint, parts, files, ""), parts, zipfile.ZIP_STORED)
+    if max(len(data), num_bytes) > MAX_FILE_BYTES - 1024:
         raise CheckpointRefused("The checkpoint would be larger than 2 GiB; leave its pages out.")
     return data if passphrase is None else _encrypted(data, passphrase)
 
@@ -139,11 +141,30 @@ def unpack(data: bytes, *, passphrase: str | None = None) -> Checkpoint:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _checkpoint(archive, len(data))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except _BROKEN_ZIP as error:
         raise CheckpointRefused(f"It is no checkpoint that can be read ({error}).") from error
 
 
+def max_unpacked_bytes(num_bytes: int) -> int:
+    """What a file of that size may unpack to."""
+    return max(MIN_UNPACKED_BYTES, num_bytes * MAX_RATIO)
+
+
 # --- writing
+
+
+def _zipped(
+    manifest: Manifest, parts: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED
+) -> bytes:
+    stream = io.BytesIO()
+    compressor = _zstd() if manifest.compression else None
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED if compressor else method) as archive:
+        archive.writestr(_MANIFEST, manifest.model_dump_json())
+        for name, content in parts.items():
+            archive.writestr(name, compressor.compress(content) if compressor else content)
+        archive.comment = b"0" * _DIGEST_CHARS
+    body = stream.getvalue()[:-_DIGEST_CHARS]
+    return body + hashlib.sha256(body).hexdigest().encode()
 
 
 def _parts(checkpoint: Checkpoint) -> tuple[dict[str, bytes], list[OwnedFile]]:
@@ -203,7 +224,7 @@ def _checkpoint(archive: zipfile.ZipFile, num_bytes: int) -> Checkpoint:
     ):
         raise CheckpointRefused("Its manifest does not name what is in it.")
     unpacked = sum(member.size for member in manifest.members)
-    if unpacked > max(MIN_UNPACKED_BYTES, num_bytes * MAX_RATIO):
+    if unpacked > max_unpacked_bytes(num_bytes):
         raise CheckpointRefused(f"It would unpack to {unpacked} bytes, which is no honest size.")
     parts = dict(_contents(archive, manifest))
     return _assembled(manifest, parts)
@@ -238,6 +259,8 @@ def _contents(archive: zipfile.ZipFile, manifest: Manifest) -> Iterator[tuple[st
 
 def _bounded(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, max_bytes: int) -> bytes:
     """A member as it stands in the zip, which must not be larger than that."""
+    if entry.compress_type not in _METHODS:
+        raise CheckpointRefused(f"Its member {entry.filename[:80]!r} is compressed in another way.")
     with archive.open(entry) as stream:
         content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:

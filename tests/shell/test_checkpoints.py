@@ -371,6 +371,25 @@ def test_a_hostile_checkpoint_is_refused(members, changes, problem):
         unpack(sealed(members, manifest=described(**changes)))
 
 
+def test_files_that_compress_too_well_are_packed_as_they_are():
+    zeros = {f"{n}.txt": bytes(16 << 20) for n in range(5)}
+    packed = pack(replace(SMALL, files=zeros))
+    assert len(packed) > 5 * (16 << 20)
+    assert unpack(packed).files == zeros
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 1200))
+def test_a_zip_that_was_made_to_vex_is_refused_in_a_sentence(junk, position):
+    body = bytearray(FORMS["plain"][:-64])
+    body[position : position + len(junk)] = junk
+    sealed_again = bytes(body) + hashlib.sha256(body).hexdigest().encode()
+    try:
+        assert unpack(sealed_again).pid == SMALL.pid
+    except CheckpointRefused as error:
+        assert "\n" not in str(error)
+
+
 def test_bombs_and_nonsense_are_refused():
     for data in (b"", b"PK", b"PK" + b"x" * 100, b"LLMASOS-ENCRYPTED-1\n", os.urandom(4096)):
         with pytest.raises(CheckpointRefused):
