@@ -56,7 +56,9 @@ def branch(
     """
     spawn = _spawn_values(runtime, past, beginning)
     now = runtime.now()
-    events = [*past.beginning(spawn, now), ("front", beginning.foreground)]
+    is_foreign = beginning.home not in ("", journal.store.home_id)
+    events = past.beginning(spawn, now, is_foreign=is_foreign)
+    events.append(("front", beginning.foreground))
     history = History(past.pid, decode_events(map(encode_event, events)))
     refuse_unfit(runtime, history)
     pid = history.pid = runtime.kernel.new_pid()
