@@ -6,6 +6,7 @@ put back under the salt of the process that brought it: K/V that came from outsi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,16 +57,15 @@ def _keys(pool: PagePool, span: Span) -> Iterator[tuple[Sequence[int], bytes, by
 
 def read_sources(core: Core, swap: Swap | None, found: Sequence[Source]) -> dict[bytes, bytes]:
     """Pages by their names, those that are there. The engine thread's; blocks."""
-    pages: dict[bytes, bytes] = {}
-    for source in found:
-        if source.name in pages:
-            continue
-        if source.page_id is not None:
-            pages[source.name] = bytes(core.read_page(source.page_id))
-        elif swap is not None:
-            content = swap.get(source.own_key, core.info.bytes_per_page)
-            if content is not None:
-                pages[source.name] = bytes(content)
+    held = {s.name: s.page_id for s in found if s.page_id is not None}
+    pages = {name: bytes(core.read_page(page_id)) for name, page_id in held.items()}
+    stored = {s.name: s.own_key for s in found if s.name not in held}
+    if swap is not None and stored:
+        copies = {name: bytearray(core.info.bytes_per_page) for name in stored}
+        wanted = [(stored[name], memoryview(copy)) for name, copy in copies.items()]
+        are_there = swap.read(wanted, now=time.monotonic).wait()
+        there = zip(copies.items(), are_there, strict=True)
+        pages |= {name: bytes(copy) for (name, copy), is_there in there if is_there}
     return pages
 
 

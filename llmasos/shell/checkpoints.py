@@ -179,6 +179,7 @@ class _Granted(BaseModel):
 
     syscalls: list[str]
     root: str
+    hosts: list[str] = Field(default_factory=list)
 
 
 class _Limited(BaseModel):

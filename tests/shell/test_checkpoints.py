@@ -176,7 +176,7 @@ async def test_restore_replaces_no_file_that_is_different_unless_told_to(place):
     (book / "1.txt").write_text("mine", encoding="utf-8")
     async with place.there.booted() as session:
         with pytest.raises(
-            CheckpointRefused, match=r'replace "book/1.txt", which is different here'
+            CheckpointRefused, match=r"replace 'book/1.txt', which is different here"
         ):
             await restored(place)
         assert (book / "1.txt").read_text(encoding="utf-8") == "mine"
