@@ -54,7 +54,9 @@ class LlamaDecoder:
         frequencies = inverse_frequencies(checkpoint.config, spec.head_dim)
         self._rope = RopeTable(frequencies, dtype=dtype, device=device)
         weights = Weights(checkpoint, dtype, device)
-        self._embedding = embedding_table(checkpoint) if device.type == "cpu" else weights[EMBEDDING]
+        self._embedding = (
+            embedding_table(checkpoint) if device.type == "cpu" else weights[EMBEDDING]
+        )
         self._layers = tuple(
             _read_layer(spec, weights, index, window) for index, window in enumerate(spec.windows)
         )

@@ -321,7 +321,9 @@ def _fast(
             checkpoint, dtype=dtype, instruction_set=instruction_set, int8=int8
         )
     if int8:
-        raise ConfigError("Weights in int8 need the C extension's products, missing here; use bf16.")
+        raise ConfigError(
+            "Weights in int8 need the C extension's products, missing here; use bf16."
+        )
     return LlamaDecoder(checkpoint, dtype=dtype, device=device)
 
 
