@@ -42,6 +42,12 @@ class PromptMaker:
             for first, length in zip(first_words, lengths, strict=True)
         ]
 
+    def draw_sharing(self, num_shared: int, num_own: int, count: int, *, seed: str) -> list[Prompt]:
+        """So many prompts with one beginning, each with some tokens of its own after it."""
+        (common,) = self.draw([num_shared], seed=seed)
+        tails = self.draw([num_own] * count, seed=f"{seed}/tails")
+        return [self._prompt(common.text + tail.text, num_shared + num_own) for tail in tails]
+
     def _prompt(self, text: str, length: int) -> Prompt:
         token_ids = tuple(self._tokenizer.encode(text))
         if len(token_ids) != length:

@@ -99,9 +99,8 @@ typedef struct {
     int rows, add;
 } Product;
 
-enum { PART = 64 };                     /* steps summed before they are added to the total */
 enum { ROW_BLOCK = 96 };                /* rows that share a panel in the cache */
-enum { AHEAD_BYTES = 2048 };            /* how far weights are fetched ahead of their use */
+enum { AHEAD_BYTES = 8192 };            /* how far weights are fetched ahead of their use */
 
 /* One instruction set's code for one element type. What is after `panel` may be missing. */
 typedef struct Path {

@@ -1,13 +1,15 @@
 /* Products with packed weights and what surrounds them, for one element type; kernel.h includes this.
  *
- * What makes it exact: an output is the sum of parts of PART steps, each summed in order from zero
+ * What makes it exact: an output is the sum of parts of some steps, each summed in order from zero
  * and added in order, whatever rows share the tile. Short parts also keep float32's error small.
  */
-enum { NAME(panel) = VEC_TILE * W };
+enum { NAME(panel) = VEC_TILE * W, NAME(part) = WORD_ELEMENTS == 2 ? 64 : 32 };
 
-/* Rows of x times `count` steps of a panel, added to totals; or put there, for the first part. */
+/* Rows of x times `count` steps of a panel, added to totals; or put there, for the first part. What
+ * comes next is fetched meanwhile, `ahead_bytes` a step. */
 INLINE void NAME(product_tile)(int rows, const Operand *x, ptrdiff_t stride, int count,
-                               const char *words, int is_first, float *totals)
+                               const char *words, const char *ahead, int ahead_bytes, int is_first,
+                               float *totals)
 {
     vf acc[ROW_TILE][VEC_TILE];
     for (int r = 0; r < rows; r++)
@@ -17,8 +19,8 @@ INLINE void NAME(product_tile)(int rows, const Operand *x, ptrdiff_t stride, int
         vi word[VEC_TILE];
         for (int v = 0; v < VEC_TILE; v++)
             word[v] = LOADW(words + v * W * 4);
-        for (int line = 0; line < NAME(panel) * 4; line += 64)
-            PREFETCH(words + line + AHEAD_BYTES);
+        for (int line = 0; line < ahead_bytes; line += 64)
+            PREFETCH(ahead + (size_t)step * ahead_bytes + line);
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < VEC_TILE; v++)
                 acc[r][v] = NAME(mul_add)(acc[r][v], x + r * stride + step * WORD_ELEMENTS, word[v]);
@@ -33,9 +35,10 @@ INLINE void NAME(product_tile)(int rows, const Operand *x, ptrdiff_t stride, int
 }
 
 static void NAME(product_rows)(int rows, const Operand *x, ptrdiff_t stride, int count,
-                               const char *words, int is_first, float *totals)
+                               const char *words, const char *ahead, int ahead_bytes, int is_first,
+                               float *totals)
 {
-#define DO(n) NAME(product_tile)(n, x, stride, count, words, is_first, totals)
+#define DO(n) NAME(product_tile)(n, x, stride, count, words, ahead, ahead_bytes, is_first, totals)
     EACH_ROW_COUNT(rows, DO)
 #undef DO
 }
@@ -104,13 +107,13 @@ static void NAME(finish_row)(const Product *p, int panel, int row, float *totals
 static void NAME(product)(const Product *p, int panel, int first, int end)
 {
     float totals[ROW_BLOCK * NAME(panel)] __attribute__((aligned(64)));
-    char wide[PART * NAME(panel) * 4] __attribute__((aligned(64)));
+    char wide[NAME(part) * NAME(panel) * 4] __attribute__((aligned(64)));
     const Weights *w = p->weights;
     size_t step_bytes = NAME(panel) * (w->int8 ? WORD_ELEMENTS : 4);
     const char *words = w->words + panel * w->steps * step_bytes;
-    for (int step = 0; step < w->steps; step += PART) {
-        int count = w->steps - step < PART ? w->steps - step : PART;
-        const char *part = words + step * step_bytes;
+    for (int step = 0; step < w->steps; step += NAME(part)) {
+        int count = w->steps - step < NAME(part) ? w->steps - step : NAME(part);
+        const char *part = words + step * step_bytes, *ahead = part + AHEAD_BYTES;
         if (w->int8) {
             NAME(widen_weights)((const int8_t *)part, count, wide);
             part = wide;
@@ -118,7 +121,7 @@ static void NAME(product)(const Product *p, int panel, int first, int end)
         for (int r = first; r < end; r += ROW_TILE)
             NAME(product_rows)(end - r < ROW_TILE ? end - r : ROW_TILE,
                                (const Operand *)p->x + r * p->x_stride + step * WORD_ELEMENTS,
-                               p->x_stride, count, part, !step, totals + (r - first) * NAME(panel));
+                               p->x_stride, count, part, ahead, (int)step_bytes, !step, totals + (r - first) * NAME(panel));
     }
     for (int r = first; r < end; r++)
         NAME(finish_row)(p, panel, r, totals + (r - first) * NAME(panel));

@@ -14,7 +14,7 @@ from llmasos.kernel.cores.native import extension
 
 _ALIGNMENT = 64
 _PIECE = 256 * 2**20
-_AHEAD = 4096
+_AHEAD = 16384
 """Bytes after the last weights that are fetched ahead of time, and never used."""
 
 
