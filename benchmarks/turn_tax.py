@@ -327,14 +327,17 @@ class _Fleet:
         session.next_turn += 1
         is_last = session.next_turn == len(session.turns)
         self._slots.done(session.number, is_last=is_last)
-        if self._queue:
-            self._at(self._now(), lambda: self._request(self._queue.popleft()))
+        self._at(self._now(), self._serve_next)
         if not is_last:
             session.process.waits_in.append("tool")
             session.process.waits_since = self._now()
             self._at(self._now() + wait_s, lambda: self._tool_answered(session))
         else:
             self._at(self._now(), lambda: self._end(session))
+
+    def _serve_next(self) -> None:
+        if self._queue:
+            self._request(self._queue.popleft())
 
     def _end(self, session: _Session) -> None:
         self._kernel.exit_process(session.process.pid, ExitStatus(0))

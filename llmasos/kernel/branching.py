@@ -43,6 +43,8 @@ class Beginning:
     """The folder that it sees; None is the original's."""
     home: str = ""
     """Id of the home where the original ran; empty for this one."""
+    salt: str = ""
+    """Keeps the pages of its contexts apart: those that came with a checkpoint are believed for it alone."""
 
 
 def branch(
@@ -54,18 +56,27 @@ def branch(
     """
     spawn = _spawn_values(runtime, past, beginning)
     now = runtime.now()
-    events = [*past.beginning(spawn, now), ("front", beginning.foreground)]
+    is_foreign = beginning.home not in ("", journal.store.home_id)
+    events = past.beginning(spawn, now, is_foreign=is_foreign)
+    events.append(("front", beginning.foreground))
     history = History(past.pid, decode_events(map(encode_event, events)))
-    if reason := reason_to_hold(runtime, history):
-        raise ProcessError(f"Process {past.pid} cannot go on here: {reason}")
+    refuse_unfit(runtime, history)
     pid = history.pid = runtime.kernel.new_pid()
     row = ProcessRow(pid, KERNEL_PID, spawn["app"], spawn["title"], now, 0)
     journal.begin(row, events[0])
     for event in events[1:]:
         journal.record(pid, event)
     process, task = bring_in(runtime, history, live=set())
+    for context in process.contexts.values():
+        context.salt = beginning.salt
     come_back(process, task, history)
     return pid
+
+
+def refuse_unfit(runtime: Runtime, history: History) -> None:
+    """Raise `ProcessError` unless this kernel can go on with what a history is of."""
+    if reason := reason_to_hold(runtime, history):
+        raise ProcessError(f"Process {history.pid} cannot go on here: {reason}")
 
 
 async def outcome_of_shared_child(

@@ -57,6 +57,7 @@ from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.output import Input, Output
+from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program, ProgramLoader
 from llmasos.kernel.recovery import Recovered, recover, spawn_values
@@ -287,6 +288,28 @@ class Runtime:
     async def shared_outcome(self, pid: Pid, child: Pid) -> tuple[ExitStatus, str]:
         """See `branching.outcome_of_shared_child`."""
         return await branching.outcome_of_shared_child(self, self._journal, self._tasks, pid, child)
+
+    async def history(self, pid: Pid) -> History:
+        """All that a process, live or finished, has done. Raises `NoSuchProcess`, `JournalDamaged`."""
+        return History(pid, await self._kept_journal().events(pid))
+
+    @property
+    def home_id(self) -> str:
+        """Names the home whose journal this is."""
+        return self._kept_journal().store.home_id
+
+    async def read_pages(self, spans: Sequence[Span]) -> dict[bytes, bytes]:
+        """The K/V of these tokens, as far as it is in memory or in swap; by keys without a salt."""
+        found = sources(self.kernel.pool, spans)
+        read = functools.partial(read_sources, self._core, self._swap, found)
+        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, read)
+
+    async def put_pages(self, spans: Sequence[Span], pages: Mapping[bytes, bytes]) -> int:
+        """Put K/V of these tokens into swap, under the spans' salt; returns how many pages that was."""
+        if self._swap is None:
+            return 0
+        put = functools.partial(put_pages, self.kernel.pool, self._swap, spans, pages)
+        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, put)
 
     def _kept_journal(self) -> Journal:
         if self._journal is None:

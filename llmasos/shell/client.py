@@ -21,7 +21,7 @@ from llmasos.kernel.abi import (
 from llmasos.kernel.errors import ConfigError, KernelLost, NoKernel
 from llmasos.shell.home import kernel_pid, socket_path
 from llmasos.shell.protocol import GONE, PROTOCOL, Channel, raised
-from llmasos.shell.session import SpawnRequest
+from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 from llmasos.shell.tasks import in_background
 from llmasos.shell.wire import BadMessage, decode, encode
 
@@ -156,6 +156,14 @@ class SocketSession:
         """Start a process with another's past."""
         args = {"pid": pid, "until": until, "title": title, "foreground": foreground}
         return Pid(await self._call("branch", int, **args))
+
+    async def checkpoint(self, pid: Pid, request: CheckpointRequest) -> int:
+        """Have it written to a file."""
+        return await self._call("checkpoint", int, pid=pid, request=request)
+
+    async def restore(self, request: RestoreRequest) -> Pid:
+        """Have what is in a file started."""
+        return Pid(await self._call("restore", int, request=request))
 
     async def resume(self, pid: Pid) -> None:
         """Let it go on, in this session's foreground."""

@@ -20,8 +20,9 @@ from llmasos.kernel.abi import (
 )
 from llmasos.kernel.branching import Beginning
 from llmasos.kernel.errors import KernelBug
+from llmasos.shell.checkpoints import restore, save
 from llmasos.shell.records import MAX_ROWS, process_info
-from llmasos.shell.session import SpawnRequest
+from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 
 if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
@@ -115,6 +116,14 @@ class LocalSession:
         """Start a process with another's past."""
         beginning = Beginning(title=title, foreground=foreground)
         return await self._runtime.branch(pid, until=until, beginning=beginning)
+
+    async def checkpoint(self, pid: Pid, request: CheckpointRequest) -> int:
+        """Write it to a file."""
+        return await save(self._runtime, pid, request)
+
+    async def restore(self, request: RestoreRequest) -> Pid:
+        """Start what is in a file."""
+        return await restore(self._runtime, request)
 
     async def resume(self, pid: Pid) -> None:
         """Let it go on."""

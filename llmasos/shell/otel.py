@@ -17,7 +17,7 @@ import llmasos
 from llmasos.kernel.abi import Signal
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.history import History
-from llmasos.shell.story import GENERATE_CALL
+from llmasos.kernel.journal.holdings import GENERATE_CALL
 
 INTERNAL: Final = 1
 """The kind of every span: all of it happens in this process, the model's work too."""

@@ -1,4 +1,7 @@
-"""What the journal of a home says, read beside a kernel that may be running or not."""
+"""What the journal of a home says, read beside a kernel that may be running or not.
+
+SQLite is loaded with the first journal: most commands open none.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmasos.kernel.abi import ExitStatus, Pid, ProcessInfo, ProcessState, Signal
 from llmasos.kernel.errors import ConfigError
-from llmasos.kernel.journal.entries import ProcessRow
-from llmasos.kernel.journal.events import decode_events
-from llmasos.kernel.journal.history import History
-from llmasos.kernel.journal.store import JournalStore
 from llmasos.shell.environment import Environment
 from llmasos.shell.home import JOURNAL_NAME, home_folder
+
+if TYPE_CHECKING:
+    from llmasos.kernel.journal.entries import ProcessRow
+    from llmasos.kernel.journal.history import History
+    from llmasos.kernel.journal.store import JournalStore
 
 MAX_ROWS = 1000
 COMES_BACK = "It comes back with the next kernel."
@@ -33,6 +38,9 @@ class Records:
 
     def history(self, pid: Pid, *, until: int | None = None) -> History:
         """A process's history. Raises `NoSuchProcess`, `JournalDamaged`."""
+        from llmasos.kernel.journal.events import decode_events
+        from llmasos.kernel.journal.history import History
+
         return History(pid, decode_events(self._store.events(pid, until=until)))
 
     def processes(self) -> list[ProcessInfo]:
@@ -50,6 +58,8 @@ def records_of(environment: Environment) -> Iterator[Records]:
 @contextmanager
 def records_in(home: Path) -> Iterator[Records]:
     """The same for a home by its folder."""
+    from llmasos.kernel.journal.store import JournalStore
+
     path = home / JOURNAL_NAME
     if not path.exists():
         raise ConfigError(f"There is no journal in {home}; no kernel has kept one there yet.")

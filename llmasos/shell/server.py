@@ -33,8 +33,8 @@ Ts = TypeVarTuple("Ts")
 
 STREAMS = ("output", "dialogue")
 CALLS = (
-    "status", "ps", "info", "spawn", "fork", "branch", "resume", "wait", "signal", "renice", "output_text",
-    "send_input", "apps", "syscalls", "keep", "shutdown",
+    "status", "ps", "info", "spawn", "fork", "branch", "checkpoint", "restore", "resume", "wait",
+    "signal", "renice", "output_text", "send_input", "apps", "syscalls", "keep", "shutdown",
 )  # fmt: skip
 GRACE_S = 3.0
 """From TERM to KILL for the foreground processes of a client that vanished."""
@@ -141,7 +141,7 @@ class Server:
             result: Any = await self._spawn(values["request"], session)
         elif verb == "fork":
             result = await self._fork(values, session)
-        elif verb in ("branch", "resume"):
+        elif verb in ("branch", "restore", "resume"):
             result = await self._take_up(verb, values, session)
         else:
             result = await getattr(self._session, verb)(**values)
@@ -163,8 +163,10 @@ class Server:
         return pid
 
     async def _take_up(self, verb: str, values: Mapping[str, Any], session: Any) -> Pid | None:
-        """A branch, or a process that goes on, may belong to the session that asks for it."""
+        """A new process with a past, or one that goes on, may belong to the session that asks for it."""
         is_foreground = verb == "resume" or values.get("foreground")
+        if verb == "restore":
+            is_foreground = values["request"].foreground
         if is_foreground and session not in self._foreground:
             raise BadMessage("A foreground process needs a session that is held.")
         result: Pid | None = await getattr(self._session, verb)(**values)

@@ -16,10 +16,9 @@ from typing import Any, Final
 from llmasos.kernel.abi import Pid, Signal
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.history import History
-from llmasos.kernel.journal.holdings import INPUT_CALL, OUTPUT_CALL
+from llmasos.kernel.journal.holdings import GENERATE_CALL, INPUT_CALL, OUTPUT_CALL
 from llmasos.shell.plain import one_line
 
-GENERATE_CALL: Final = "llm.generate"
 MAX_SHOWN: Final = 240
 PRINTS: Final = "prints"
 

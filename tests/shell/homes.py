@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from llmasos.kernel.journal.store import JournalStore
 from llmasos.kernel.runtime import Runtime
 from llmasos.kernel.scripted import ByteTokenizer, ScriptedCore, replies
 from llmasos.kernel.swap import Swap
+from llmasos.kernel.tokenizer import Tokenizer
 from llmasos.shell.environment import Environment, KernelFlags
 from llmasos.shell.home import JOURNAL_NAME
 from llmasos.shell.interrupts import Interrupts
@@ -34,7 +34,13 @@ from tests.shell.conftest import Terminal, infos, load
 class Home:
     """One home. `session` is that of the kernel that runs in it, if any."""
 
-    def __init__(self, folder: Path, *, core: Callable[[], Core] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        core: Callable[[], Core] | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.folder = folder
         self.folder.mkdir(exist_ok=True)
         self.root = folder / "root"
@@ -42,6 +48,7 @@ class Home:
         self.core = core or (
             lambda: ScriptedCore(replies(lambda prompt: f"reply {prompt.count('<assistant>')}"))
         )
+        self.tokenizer = tokenizer or ByteTokenizer()
         self.session: LocalSession | None = None
         self.runtime: Runtime | None = None
 
@@ -51,7 +58,7 @@ class Home:
         store = JournalStore.open(self.folder / JOURNAL_NAME)
         runtime = Runtime(
             self.core(),
-            ByteTokenizer(),
+            self.tokenizer,
             syscalls=builtin_syscalls(),
             programs=load,
             cache_folder=self.folder,
@@ -98,8 +105,3 @@ class _Sessions:
 
     async def needed(self, flags: KernelFlags) -> KernelSession:
         return await self.running()
-
-
-def file_of(text: str) -> io.BytesIO:
-    """Text as something to read."""
-    return io.BytesIO(text.encode())

@@ -3,17 +3,30 @@
 import json
 import os
 
+import anyio
 import pytest
 
+from llmasos.apps.chat import chat
+from llmasos.apps.sdk import Proc, app
 from llmasos.kernel.abi import Pid, ProcessState, Signal
 from llmasos.kernel.errors import ConfigError, NoSuchProcess, ProcessError
-from llmasos.shell.session import SpawnRequest
+from llmasos.shell.client import SocketSession
+from llmasos.shell.home import kernel_lock
+from llmasos.shell.server import Server
+from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 from llmasos.shell.verbs.table import VERBS
-from tests.shell.conftest import eventually
+from tests.shell.conftest import APPS, eventually
 from tests.shell.homes import Home
+from tests.shell.test_command_line import llmasos_run
 
 pytestmark = pytest.mark.anyio
 TALK = ("Hello there.", "What is *that*?")
+
+
+@app(name="chat", summary="Another chat.", version=chat.info.version)
+async def other_chat(proc: Proc) -> None:
+    await proc.print("I am new here.")
+    await proc.read_line()
 
 
 @pytest.fixture
@@ -138,7 +151,7 @@ async def test_a_replay_of_any_first_part_is_identical_too(home):
 
 async def test_a_replay_that_differs_shows_both_sides(home, monkeypatch):
     pid, _ = await talked(home, *TALK)
-    monkeypatch.setattr("llmasos.apps.builtin._APPS", (VERSION_TWO,))
+    monkeypatch.setattr("llmasos.apps.builtin._APPS", (other_chat,))
     code, _, err = await home.does(f"replay {pid}")
     assert code == 1
     assert "recorded as event" in err
@@ -245,7 +258,7 @@ async def test_resuming_a_process_that_cannot_go_on_says_why(home, monkeypatch):
         pid = await session.spawn(SpawnRequest("chat", {}, stdin=True, foreground=True))
         await eventually(lambda: home.runtime.info(pid).wchan == "io.read_line")
         home.runtime.suspend()
-    monkeypatch.setitem(APPS, "chat", VERSION_TWO)
+    monkeypatch.setitem(APPS, "chat", other_chat)
     async with home.booted() as session:
         for _ in range(2):
             with pytest.raises(ProcessError, match="is held: Diverged from its journal"):
@@ -279,12 +292,53 @@ def test_the_verbs_of_the_journal_are_in_the_table():
     assert {"log", "replay", "diff", "resume"} <= VERBS.keys()
 
 
-from llmasos.apps.chat import chat  # noqa: E402
-from llmasos.apps.sdk import Proc, app  # noqa: E402
-from tests.shell.conftest import APPS  # noqa: E402
+async def test_the_commands_tell_and_replay_while_no_kernel_runs(home):
+    left, output = await talked(home, *TALK)
+    right, _ = await talked(home, "Good bye.")
+    code, out, err = await llmasos_run(home.folder, "replay", str(left))
+    assert (code, out) == (0, output)
+    assert err.endswith(" events, identical\n")
+    assert "reads" in (await llmasos_run(home.folder, "log", str(left)))[1]
+    code, out, _ = await llmasos_run(home.folder, "diff", str(left), str(right))
+    assert (code, "--- output of 1" in out) == (1, True)
+    code, out, err = await llmasos_run(home.folder, "checkpoint", str(left), "-o", "left.ckpt")
+    assert (code, out) == (0, "")
+    assert (home.folder / "left.ckpt").stat().st_size > 1000
+    for words in (("log", "99"), ("replay", "99"), ("diff", "1", "99"), ("log", "x")):
+        code, out, err = await llmasos_run(home.folder, *words)
+        assert (code, out, err.count("\n")) == (2 if "x" in words else 1, "", 1)
 
 
-@app(name="chat", summary="Another chat.", version=chat.info.version)
-async def VERSION_TWO(proc: Proc) -> None:
-    await proc.print("I am new here.")
-    await proc.read_line()
+async def test_branches_and_restored_processes_belong_to_the_session_that_wants_them(home):
+    with kernel_lock(home.folder):
+        async with home.booted() as local, Server(local).serving(home.folder):
+            async with SocketSession.attached(home.folder) as session:
+                pid = await spawned(session, "echo", stdin=True)
+                await session.send_input(pid, "one")
+                await eventually(lambda: home.runtime.output_text(pid))
+                path = str(home.folder / "echo.ckpt")
+                assert await session.checkpoint(pid, CheckpointRequest(path)) > 500
+                ours = [
+                    await session.branch(pid, foreground=True),
+                    await session.restore(RestoreRequest(path, str(home.root), foreground=True)),
+                ]
+                stays = [
+                    await session.branch(pid, None, title="twin"),
+                    await session.restore(RestoreRequest(path, str(home.root), title="twin")),
+                ]
+                await session.signal(pid, Signal.STOP)
+                await session.resume(pid)
+                await eventually(
+                    lambda: (
+                        {home.runtime.info(child).wchan for child in (*ours, *stays)}
+                        == {"io.read_line"}
+                    )
+                )
+                for child in (*ours, *stays):
+                    assert await session.output_text(child) == "you said one\n"
+            with anyio.fail_after(10):
+                for child in (*ours, pid):
+                    assert (await local.wait(child)).signal is Signal.TERM
+            for child in stays:
+                info = await local.info(child)
+                assert (info.exit, info.title) == (None, "twin")

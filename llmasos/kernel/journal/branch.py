@@ -43,9 +43,15 @@ class Past:
         values: Mapping[str, Any] = self.events[0][1]
         return values
 
-    def beginning(self, spawn: Mapping[str, Any], now: float) -> list[Event]:
-        """The events of the new process, which has these `spawn` values instead of the original's."""
-        return [("spawn", dict(spawn)), *self.events[1:], ("boot", now)]
+    def beginning(self, spawn: Mapping[str, Any], now: float, *, is_foreign: bool) -> list[Event]:
+        """The events of the new process, which has these `spawn` values instead of the original's.
+        Pids of a foreign home mean other processes here, so its children are not known."""
+        past = map(_without_call, self.events[1:]) if is_foreign else self.events[1:]
+        return [("spawn", dict(spawn)), *past, ("boot", now)]
+
+
+def _without_call(event: Event) -> Event:
+    return ("child", event[1], None, event[3]) if event[0] == "child" else event
 
 
 def past_of(pid: Pid, events: Sequence[Event], until: int | None = None) -> Past:

@@ -20,7 +20,7 @@ from typing import Any
 
 from llmasos.kernel.abi import Chunk
 from llmasos.kernel.delivery import Deliveries
-from llmasos.kernel.errors import error_of
+from llmasos.kernel.errors import SyscallError, error_of
 from llmasos.kernel.journal.events import Event, plain, same
 from llmasos.kernel.journal.history import History, OpenCall, chunk_of
 from llmasos.kernel.journal.holdings import Action
@@ -202,8 +202,14 @@ class Feed:
             return
         if event[0] == "fail":
             waiting.answer.set_exception(error_of(event[2], event[3]))
+            return
+        try:
+            result = self._decode(waiting.name, event[2])
+        except (ValueError, SyscallError):
+            self.has_diverged = True
+            self._diverge(f"what is recorded for call {event[1]} is no result of {waiting.name}.")
         else:
-            waiting.answer.set_result(self._decode(waiting.name, event[2]))
+            waiting.answer.set_result(result)
 
     def _look(self) -> None:
         if not self._actions:

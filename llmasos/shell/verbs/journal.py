@@ -8,24 +8,23 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from llmasos.kernel.abi import Pid, ProcessState
 from llmasos.kernel.errors import ConfigError, ProcessError
-from llmasos.kernel.journal.history import History
 from llmasos.shell.arguments import Parser, count, pid
-from llmasos.shell.diffing import differences
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Attention, exit_code
-from llmasos.shell.otel import trace_of
 from llmasos.shell.records import records_of
-from llmasos.shell.replaying import replayed
 from llmasos.shell.session import KernelSession
-from llmasos.shell.story import event_lines, story_of
 from llmasos.shell.tasks import in_background
 from llmasos.shell.verbs.verb import Verb, kernel_flags
+
+if TYPE_CHECKING:
+    from llmasos.kernel.journal.history import History
 
 HELD_POLL_S = 0.1
 
@@ -59,6 +58,9 @@ async def log(environment: Environment, args: Namespace) -> int:
 
 
 def _log_text(history: History, form: str | None, home_id: str) -> str:
+    from llmasos.shell.otel import trace_of
+    from llmasos.shell.story import event_lines, story_of
+
     if form == "json":
         return "".join(f"{line}\n" for line in event_lines(history.events))
     if form == "otel":
@@ -89,6 +91,8 @@ def _configure_replay(parser: Parser) -> None:
 
 async def replay(environment: Environment, args: Namespace) -> int:
     """Run a process again from its journal alone; exit 1 where it comes out differently."""
+    from llmasos.shell.replaying import replayed
+
     if args.live_from is not None:
         return await _live_from(environment, args)
     with records_of(environment) as records:
@@ -112,10 +116,10 @@ async def _live_from(environment: Environment, args: Namespace) -> int:
     session = await environment.sessions.needed(kernel_flags(args, environment.flags))
     child = await session.branch(args.pid, args.live_from, foreground=True)
     environment.output.note(f"Process {child} goes on from {args.pid}@{args.live_from}.")
-    return await _attend(environment, session, child)
+    return await attend(environment, session, child)
 
 
-async def _attend(environment: Environment, session: KernelSession, target: Pid) -> int:
+async def attend(environment: Environment, session: KernelSession, target: Pid) -> int:
     """Follow a process as `run` does; where it is held meanwhile, say why and leave it so."""
     held: list[str] = []
     with anyio.CancelScope() as scope:
@@ -143,6 +147,8 @@ def _configure_diff(parser: Parser) -> None:
 
 async def diff(environment: Environment, args: Namespace) -> int:
     """Show where two runs part; exit 1 if they do."""
+    from llmasos.shell.diffing import differences
+
     with records_of(environment) as records:
         left = await anyio.to_thread.run_sync(records.history, args.pid)
         right = await anyio.to_thread.run_sync(records.history, args.other)
@@ -166,7 +172,7 @@ async def resume(environment: Environment, args: Namespace) -> int:
             f"Process {args.pid} has exited; `fork {args.pid}@N` branches off from it."
         )
     await session.resume(args.pid)
-    return await _attend(environment, session, args.pid)
+    return await attend(environment, session, args.pid)
 
 
 VERBS = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from llmasos.kernel.abi import ExitStatus, Pid, ProcessInfo, Signal
 from llmasos.kernel.errors import ConfigError, LlmosError, NoKernel, NoSuchProcess, ProcessError
-from llmasos.kernel.journal.history import History
 from llmasos.shell.arguments import Parser, moment, niceness, pid, signal, spread_signal
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Escalation
@@ -17,6 +17,9 @@ from llmasos.shell.plain import one_line
 from llmasos.shell.records import records_of
 from llmasos.shell.tables import memory_table, process_table
 from llmasos.shell.verbs.verb import Verb, add_json
+
+if TYPE_CHECKING:
+    from llmasos.kernel.journal.history import History
 
 
 def _configure_ps(parser: Parser) -> None:

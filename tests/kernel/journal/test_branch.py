@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from llmasos.kernel.abi import Effect, Pid, Signal
 from llmasos.kernel.branching import Beginning
-from llmasos.kernel.errors import MaybeDone, NoSuchProcess, PermissionDenied, ProcessError
+from llmasos.kernel.errors import MaybeDone, NoSuchProcess, ProcessError, SyscallError
+from llmasos.kernel.journal.branch import past_of
 from llmasos.kernel.program import Port
 from llmasos.kernel.runtime import Runtime
 from llmasos.kernel.syscall import Call, syscall
@@ -160,7 +161,7 @@ async def parent(port: Port, params: Mapping[str, Any]) -> None:
     await write(port, outcome["output"])
     try:
         await port.syscall("proc.kill", {"pid": child})
-    except PermissionDenied as error:
+    except SyscallError as error:
         await write(port, str(error))
 
 
@@ -200,6 +201,23 @@ async def test_a_branch_in_the_middle_of_a_spawn_starts_a_child_of_its_own() -> 
         assert int(mine[0]) == pid + 1
         assert mine[2].startswith(runtime.output_text(Pid(2)))
         assert home.events(pid + 1)[0][1]["seed"] == home.events(2)[0][1]["seed"]
+
+
+async def test_a_past_from_another_home_does_not_take_strangers_for_its_children() -> None:
+    home, elsewhere = Machine(num_pages=256), Machine(num_pages=256)
+    for each in (home, elsewhere):
+        each.app(parent)
+        each.app(story)
+    await home.run("parent")
+    waits = next(n for n, e in enumerate(home.events(1)) if e[:3] == ("begin", "2", "proc.wait"))
+    past = past_of(Pid(1), home.events(1), waits)
+    async with elsewhere.booted() as runtime:
+        for _ in range(2):
+            await runtime.wait(await runtime.spawn("story", {"about": "a secret"}))
+        pid = await runtime.begin_with(past, Beginning(home="another"))
+        status = await runtime.wait(pid)
+        assert (status.code, status.message) == (1, "Process 2 is not a child of this process.")
+        assert runtime.output_text(pid) == "2:"
 
 
 async def branch_and_run(what: list[Act], share: float) -> None:
