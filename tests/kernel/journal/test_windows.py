@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from llmasos.apps.proc import Proc
-from llmasos.kernel.abi import Pid
+from llmasos.kernel.abi import ContextId, Pid
 from llmasos.kernel.program import Port
 from llmasos.kernel.runtime import Runtime
 from tests.kernel.journal.reboots import Machine
@@ -75,11 +75,11 @@ async def test_a_shifted_talk_goes_on_after_a_crash_and_is_exact_then() -> None:
     async with machine.booted(crashes=True) as runtime:
         await runtime.spawn("talk", {"window": "shift"})
         contexts = runtime.kernel.process(Pid(1)).contexts
-        while not any(each.shift_salt for each in contexts.values()):
+        while not (ContextId(0) in contexts and contexts[ContextId(0)].shift_salt):
             await anyio.lowlevel.checkpoint()
         await runtime.flushed()
     async with machine.booted() as runtime:
-        held = runtime.kernel.process(Pid(1)).contexts[0]  # type: ignore[index]
+        held = runtime.kernel.process(Pid(1)).contexts[ContextId(0)]
         assert held.num_forgotten > 0
         assert not held.shift_salt
         assert (await runtime.wait(Pid(1))).code == 0
