@@ -19,9 +19,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from typing_extensions import TypedDict
 
 from llmasos.kernel.abi import Capabilities, Chunk, Effect, Pid, SyscallInfo
 from llmasos.kernel.errors import ConfigError, InvalidArguments, NoSuchSyscall
@@ -107,7 +118,24 @@ class Syscall:
     @cached_property
     def _result(self) -> TypeAdapter[Any] | None:
         kind = get_type_hints(self.function, include_extras=True).get("return", Any)
-        return None if kind is Any else TypeAdapter(kind)
+        return None if kind is Any else TypeAdapter(_readable(kind))
+
+
+def _readable(kind: Any) -> Any:
+    """A type with the same values that pydantic reads: before Python 3.12 it takes no `typing.TypedDict`."""
+    if is_typeddict(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        fields = {name: _readable(hint) for name, hint in hints.items()}
+        return TypedDict(kind.__name__, fields, total=kind.__total__)  # type: ignore[operator]
+    args, origin = get_args(kind), get_origin(kind)
+    readable = tuple(map(_readable, args))
+    if origin is None or readable == args:
+        return kind
+    if origin in (Union, UnionType):
+        return Union[readable]  # noqa: UP007 - made of a tuple
+    if origin is Annotated:
+        return readable[0]
+    return origin[readable if len(readable) > 1 else readable[0]]
 
 
 def _describe(problem: Any) -> str:
