@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 SETTLING_TURNS = 12
 """Turns of the event loop from one thing to the next, while the app waits for more."""
@@ -75,6 +75,11 @@ class Deliveries:
     def put(self, act: Act, after: Ticket | None = None) -> None:
         """Give a thing, by calling `act`, once those before it were given and `after` is on disk."""
         self._queue.append((after, act))
+        self.poke()
+
+    def fill(self, acts: Iterable[Act]) -> None:
+        """`put` many at once, none of which has to wait for the disk."""
+        self._queue.extend((None, act) for act in acts)
         self.poke()
 
     def poke(self) -> None:

@@ -6,6 +6,7 @@ put back under the salt of the process that brought it: K/V that came from outsi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,16 +57,19 @@ def _keys(pool: PagePool, span: Span) -> Iterator[tuple[Sequence[int], bytes, by
 
 def read_sources(core: Core, swap: Swap | None, found: Sequence[Source]) -> dict[bytes, bytes]:
     """Pages by their names, those that are there. The engine thread's; blocks."""
-    pages: dict[bytes, bytes] = {}
-    for source in found:
-        if source.name in pages:
-            continue
-        if source.page_id is not None:
-            pages[source.name] = bytes(core.read_page(source.page_id))
-        elif swap is not None:
-            content = swap.get(source.own_key, core.info.bytes_per_page)
-            if content is not None:
-                pages[source.name] = bytes(content)
+    pages = {
+        source.name: bytes(core.read_page(source.page_id))
+        for source in found
+        if source.page_id is not None
+    }
+    if swap is not None:
+        stored = {s.name: s.own_key for s in found if s.name not in pages and swap.has(s.own_key)}
+        targets = [bytearray(core.info.bytes_per_page) for _ in stored]
+        wanted = list(zip(stored.values(), map(memoryview, targets), strict=True))
+        were_found = swap.read(wanted, now=time.monotonic).wait()
+        for name, content, is_whole in zip(stored, targets, were_found, strict=True):
+            if is_whole:
+                pages[name] = bytes(content)
     return pages
 
 

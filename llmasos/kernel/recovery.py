@@ -8,10 +8,11 @@ of it is lost; one whose journal is damaged is ended, since what is not believed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 
 from llmasos.kernel.abi import (
@@ -27,7 +28,7 @@ from llmasos.kernel.context import Context
 from llmasos.kernel.core import CoreInfo
 from llmasos.kernel.errors import AppError, JournalDamaged, LlmosError
 from llmasos.kernel.journal.entries import ProcessRow
-from llmasos.kernel.journal.events import SCHEMA
+from llmasos.kernel.journal.events import SCHEMA, decode_events
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import HeldContext, Holdings
 from llmasos.kernel.journal.journal import Journal
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
 
 ComeBack = Callable[[Process, Task, History], None]
+
+HEAD_START_S = 1.0
+"""How long people's processes may catch up alone."""
+POLL_S = 0.002
 
 NO_TERMINAL = "Its terminal is gone; `llmasos resume {pid}` goes on with it."
 
@@ -98,23 +103,70 @@ def spawn_values(
 
 
 async def recover(runtime: Runtime, journal: Journal, come_back: ComeBack) -> Recovered:
-    """Bring back what had not ended, people's processes first, and the finished children that live
-    parents have not waited for."""
+    """Bring back what had not ended, and the finished children that live parents have not waited for.
+
+    People's processes, with all that descends from them, are first: they run already while the others'
+    journals are read.
+    """
     recovered = Recovered()
     rows = await anyio.to_thread.run_sync(journal.store.unfinished)
-    histories: list[History] = []
+    live = {row.pid for row in rows}
+    watched = await anyio.to_thread.run_sync(_watched, journal, rows)
+    await _recover_zombies(runtime, journal, live)
+    for pids in (watched, live - watched):
+        chosen = [row for row in rows if row.pid in pids]
+        for history in await _histories(runtime, journal, chosen, live, recovered):
+            _recover_one(runtime, journal, history, live, recovered, come_back)
+        if pids is watched:
+            await _head_start(runtime, watched)
+    return recovered
+
+
+async def _histories(
+    runtime: Runtime,
+    journal: Journal,
+    rows: Sequence[ProcessRow],
+    live: set[Pid],
+    recovered: Recovered,
+) -> list[History]:
+    """Of all that can be believed; the others are ended. Nobody runs before his children are there."""
+    histories = []
     for row in rows:
         try:
             histories.append(await anyio.to_thread.run_sync(_read, journal, row))
         except JournalDamaged as error:
             recovered.damaged[row.pid] = str(error)
             journal.end_damaged(row.pid, str(error), runtime.now())
-    live = {history.pid for history in histories}
-    await _recover_zombies(runtime, journal, live)
-    histories.sort(key=lambda history: (not _is_interactive(history), history.pid))
-    for history in histories:
-        _recover_one(runtime, journal, history, live, recovered, come_back)
-    return recovered
+            live.discard(row.pid)
+            runtime.kernel.orphan_children(row.pid)
+    return histories
+
+
+def _watched(journal: Journal, rows: Sequence[ProcessRow]) -> set[Pid]:
+    """Those that people wait for at a terminal, and their descendants. Blocks."""
+    found: set[Pid] = set()
+    for row in rows:  # a child's pid is always higher than its parent's
+        if row.ppid in found or _was_watched(journal, row):
+            found.add(row.pid)
+    return found
+
+
+def _was_watched(journal: Journal, row: ProcessRow) -> bool:
+    """Without understanding all that is recorded of it, which takes time."""
+    try:
+        texts = journal.store.events(row.pid)
+    except JournalDamaged:
+        return False
+    fronts = [text for text in texts if text.startswith(b'["front",')]
+    events = decode_events([*texts[:1], *fronts[-1:]])
+    return bool(events) and bool(events[1][1] if fronts else events[0][1]["interactive"])
+
+
+async def _head_start(runtime: Runtime, pids: Set[Pid]) -> None:
+    """Let people's processes get to where they were before the others take the processor."""
+    with anyio.move_on_after(HEAD_START_S):
+        while runtime.are_catching_up(pids):
+            await anyio.sleep(POLL_S)
 
 
 def _read(journal: Journal, row: ProcessRow) -> History:
@@ -240,10 +292,15 @@ def _context(
     runtime: Runtime, process: Process, context_id: ContextId, held: HeldContext
 ) -> Context:
     context = Context(
-        runtime.kernel.pool, pid=process.pid, context_id=context_id, stream=held.stream
+        runtime.kernel.pool,
+        pid=process.pid,
+        context_id=context_id,
+        stream=held.stream,
+        window=held.window,
     )
     context.append(held.tokens)
     context.messages, context.reply_start = held.turns, held.reply_start
+    context.starts, context.num_forgotten = held.starts, held.num_forgotten
     return context
 
 

@@ -14,7 +14,7 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,14 +31,18 @@ from llmasos.kernel.abi import (
     Chunk,
     ExitStatus,
     GroupInfo,
+    GroupLimits,
     KernelStatus,
     Limits,
     Pid,
     ProcessInfo,
     Signal,
 )
+from llmasos.kernel.archive import Archive
 from llmasos.kernel.branching import Beginning
-from llmasos.kernel.core import Core
+from llmasos.kernel.chat import Turn
+from llmasos.kernel.context import Context
+from llmasos.kernel.core import Core, Run
 from llmasos.kernel.debug import debug
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
@@ -104,6 +108,7 @@ class Runtime:
         now: Callable[[], float] = time.time,
         swap: Swap | None = None,
         journal: Journal | None = None,
+        archives: Callable[[Process], Archive] | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer
@@ -112,6 +117,8 @@ class Runtime:
         self.cache_folder = cache_folder
         self.capabilities = capabilities or Capabilities(root=os.getcwd())
         """What processes spawned from outside hold unless told otherwise."""
+        self.archives = archives
+        """Each process's archive, where this kernel keeps any."""
         self.now = now
         self._core = core
         self._swap = swap
@@ -366,6 +373,10 @@ class Runtime:
         """Give a group its weight among its siblings: 1 to 10000, by default 100."""
         self.kernel.groups.set_weight(path, weight)
 
+    def set_group_limits(self, path: str, limits: GroupLimits) -> None:
+        """Limit what a group and everything below it may use; see `GroupTree.set_limits`."""
+        self.kernel.groups.set_limits(path, limits)
+
     def groups(self) -> list[GroupInfo]:
         """See `Kernel.group_infos`."""
         return self.kernel.group_infos()
@@ -456,6 +467,30 @@ class Runtime:
                     await finished.wait()
         return _result_of(job)
 
+    async def shift(
+        self, process: Process, context: Context, turn: Turn, runs: Sequence[Run], forgotten: int
+    ) -> bool:
+        """Make a context shorter as `Kernel.forget` does, but keep the K/V of some runs, shifted to where
+        they are then; False, with nothing changed, where that cannot be. Is never left half done.
+        """
+        tokens = context.tokens[: turn.num_kept] + turn.token_ids
+        shift = self.kernel.begin_shift(process, context, tokens, runs)
+        if shift is None:
+            return False
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope(shield=True):
+            try:
+                await loop.run_in_executor(
+                    self._engine_thread, self.kernel.execute_shift, self._core, shift
+                )
+            except KernelBug:
+                raise
+            except Exception as error:  # noqa: BLE001 - a driver may raise anything
+                debug(error)
+                self.kernel.close_context(process, shift.target)
+                return False
+        return self.kernel.end_shift(process, context, shift, turn, forgotten)
+
     async def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text, in a worker thread if it is long."""
         encode = functools.partial(self.tokenizer.encode, text, special=special)
@@ -522,6 +557,14 @@ class Runtime:
         )
         self._start(process, task)
 
+    def are_catching_up(self, pids: Set[Pid]) -> bool:
+        """Whether any of these is still being given what it was given under an earlier kernel."""
+        return any(
+            task.feed is not None and not task.feed.is_over and not task.deliveries.is_held
+            for pid in pids
+            if (task := self._tasks.get(pid)) is not None and not task.done.is_set()
+        )
+
     def adopt(self, process: Process, task: Task) -> None:
         """Take in a finished process that was read from the journal."""
         task.done.set()
@@ -560,6 +603,8 @@ class Runtime:
                 status = killed_by(task.signal)
             elif task.limit.cancelled_caught and process.limits.wall_s is not None:
                 status = out_of_time(process.limits.wall_s)
+            elif self.is_ending and task.scope.cancel_called:
+                status = None  # cut short: how it took that says nothing
         finally:
             self._end(process, task, status)
 
@@ -567,6 +612,7 @@ class Runtime:
         """A process's task is over; without a status the kernel's own end has ended it."""
         comes_back = status is None and (self._is_suspending or not self.is_ending)
         status = status or KERNEL_ENDED
+        self._is_suspending = self._is_suspending or comes_back
         if self._journal is not None and not comes_back:
             self._journal.end(process.pid, status, self.now())
         self.kernel.exit_process(process.pid, status)

@@ -19,20 +19,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_type_hints, is_typeddict
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
-from typing_extensions import TypedDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 
 from llmasos.kernel.abi import Capabilities, Chunk, Effect, Pid, SyscallInfo
 from llmasos.kernel.errors import ConfigError, InvalidArguments, NoSuchSyscall
@@ -115,27 +112,21 @@ class Syscall:
         """
         return self._result.validate_python(value) if self._result else value
 
+    def check_result_type(self) -> None:
+        """Raise `TypeError` where results of the annotated type could not be read back."""
+        try:
+            _ = self._result
+        except PydanticUserError as error:
+            raise TypeError(f"{self.name}: {error}") from error
+
     @cached_property
     def _result(self) -> TypeAdapter[Any] | None:
-        kind = get_type_hints(self.function, include_extras=True).get("return", Any)
-        return None if kind is Any else TypeAdapter(_readable(kind))
-
-
-def _readable(kind: Any) -> Any:
-    """A type with the same values that pydantic reads: before Python 3.12 it takes no `typing.TypedDict`."""
-    if is_typeddict(kind):
-        hints = get_type_hints(kind, include_extras=True)
-        fields = {name: _readable(hint) for name, hint in hints.items()}
-        return TypedDict(kind.__name__, fields, total=kind.__total__)  # type: ignore[operator]
-    args, origin = get_args(kind), get_origin(kind)
-    readable = tuple(map(_readable, args))
-    if origin is None or readable == args:
-        return kind
-    if origin in (Union, UnionType):
-        return Union[readable]  # noqa: UP007 - made of a tuple
-    if origin is Annotated:
-        return readable[0]
-    return origin[readable if len(readable) > 1 else readable[0]]
+        """Of the annotated result (its parameters' annotations may not be there at run time); None where a
+        value of JSON's types is the result already."""
+        annotations = {"return": self.function.__annotations__.get("return", Any)}
+        holder, names = SimpleNamespace(__annotations__=annotations), self.function.__globals__
+        kind = get_type_hints(holder, names, include_extras=True)["return"]
+        return None if kind is Any or is_typeddict(kind) else TypeAdapter(kind)
 
 
 def _describe(problem: Any) -> str:

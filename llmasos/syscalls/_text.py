@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from llmasos.kernel.errors import Failed
 from llmasos.syscalls._encoding import SAMPLE_BYTES, Encoding, binary_kind, detect
@@ -79,3 +80,11 @@ def size_text(size_bytes: int) -> str:
             return f"{size:.1f} {unit}" if size < 9.95 else f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def iso_time(timestamp: float) -> str:
+    """A Unix timestamp as ISO 8601 in UTC; `unknown` for one that is no possible date."""
+    try:
+        return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
+    except (OverflowError, ValueError, OSError):  # a disk may claim any date
+        return "unknown"

@@ -2,7 +2,7 @@
 
 Every result is a plain dict that is JSON already. `text` is what a model reads, bounded whatever the
 file; `note`, where not empty, says what was left out and how to ask for it. Writing is in `fs_write`,
-finding in `fs_find`; how a path is confined, in `_paths`.
+finding in `fs_find`, earlier versions in `fs_history`; how a path is confined, in `_paths`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, TypedDict
 
@@ -22,11 +21,11 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed, SyscallError
 from llmasos.kernel.syscall import Call, syscall
-from llmasos.syscalls import fs_find, fs_write
+from llmasos.syscalls import fs_find, fs_history, fs_write
 from llmasos.syscalls._encoding import Encoding
 from llmasos.syscalls._oserrors import telling
 from llmasos.syscalls._paths import TEMP_PREFIX, OpenFile, Root, kind_of, readable_name, shown
-from llmasos.syscalls._text import count_lines, open_text, size_text, skip_lines
+from llmasos.syscalls._text import count_lines, iso_time, open_text, size_text, skip_lines
 
 DEFAULT_LINES = 100
 MAX_LINES = 20_000
@@ -249,7 +248,7 @@ def stat_file(call: Call, path: FilePath) -> StatResult:
         place = root.existing(path)
     status = place.status or os.stat_result([0] * 10)
     size_bytes = status.st_size if place.kind == "file" else 0
-    modified = _iso(status.st_mtime)
+    modified = iso_time(status.st_mtime)
     return StatResult(
         path=readable_name(place.path),
         text=f"{readable_name(place.path)}: {place.kind}, {size_text(size_bytes)}, {modified}",
@@ -260,11 +259,11 @@ def stat_file(call: Call, path: FilePath) -> StatResult:
     )
 
 
-def _iso(timestamp: float) -> str:
-    try:
-        return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
-    except (OverflowError, ValueError):  # a disk may claim any date
-        return "unknown"
-
-
-SYSCALLS = (read, list_folder, stat_file, *fs_find.SYSCALLS, *fs_write.SYSCALLS)
+SYSCALLS = (
+    read,
+    list_folder,
+    stat_file,
+    *fs_find.SYSCALLS,
+    *fs_write.SYSCALLS,
+    *fs_history.SYSCALLS,
+)

@@ -57,7 +57,7 @@ async def test_the_log_tells_a_run_that_only_the_journal_remembers(home):
     assert "on scripted, seed 1" in lines[0]
     assert "│ reply 1" in out
     assert "│ What is *that*?" in out
-    assert "llm.generate(context=1" in out
+    assert "llm.generate(context=" in out
     assert "8 tokens, stop" in out
     assert lines[-1].split()[2:] == ["ends", "with", "exit", "code", "0"]
 

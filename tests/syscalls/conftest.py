@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,47 @@ from llmasos.kernel.syscall import Call, Syscall
 
 
 @dataclass
+class DriverProcess:
+    """What drivers ask of a process."""
+
+    pid: Pid
+    app: str
+    started_at: float = 0.0
+
+
+class DriverKernel:
+    """Any pid is a live process, of the app that `apps` says or else of `agent`."""
+
+    def __init__(self) -> None:
+        self.apps: dict[int, str] = {}
+
+    def live(self, pid: Pid) -> DriverProcess:
+        return DriverProcess(pid, self.apps.get(pid, "agent"))
+
+
+@dataclass
 class DriverRuntime:
-    """The two things that these drivers ask of a runtime."""
+    """The few things that these drivers ask of a runtime."""
 
     cache_folder: Path
     now: Callable[[], float] = time.time
+    kernel: DriverKernel = field(default_factory=DriverKernel)
 
 
 class Caller:
     """Makes syscalls as a process confined to one folder would."""
 
-    def __init__(self, root: Path, runtime: DriverRuntime) -> None:
+    def __init__(self, root: Path, runtime: DriverRuntime, *, pid: int = 1) -> None:
         self.root = root
         self.runtime = runtime
+        self.pid = Pid(pid)
+        self.capabilities = Capabilities(root=str(root))
+
+    def call(self) -> Call:
+        return Call(pid=self.pid, capabilities=self.capabilities, runtime=self.runtime)
 
     def __call__(self, entry: Syscall, **args: Any) -> Any:
-        call = Call(
-            pid=Pid(1), capabilities=Capabilities(root=str(self.root)), runtime=self.runtime
-        )
-        return entry.function(call, **entry.validate(args))
+        return entry.function(self.call(), **entry.validate(args))
 
     def write(self, path: str, content: str | bytes) -> Path:
         """Put a file there, without any syscall."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from llmasos.kernel.errors import Failed, PermissionDenied, SyscallError
 from llmasos.kernel.syscall import Syscall
-from llmasos.syscalls import fs, fs_find, fs_write
+from llmasos.syscalls import fs, fs_find, fs_history, fs_write
 from llmasos.syscalls.search import search
 from tests.syscalls.conftest import Caller
 
@@ -105,6 +105,8 @@ CALLS: list[tuple[Syscall, dict[str, Any], str]] = [
     (fs_find.glob, {"pattern": "**"}, "path"),
     (fs_find.grep, {"text": "secret"}, "path"),
     (search, {"query": "secret"}, "path"),
+    (fs_history.history, {}, "path"),
+    (fs_history.restore, {}, "path"),
     (fs_write.write, {"text": "mine now"}, "path"),
     (fs_write.append, {"text": "mine now"}, "path"),
     (fs_write.edit, {"old": SECRET, "new": "mine now"}, "path"),
@@ -329,4 +331,4 @@ def test_any_path_gives_a_result_or_a_syscall_error(caller: Caller, path: str, w
     with suppress(SyscallError):
         assert SECRET not in repr(caller(entry, **args, **{parameter: path}))
     assert snapshot(outside) == {"secret.txt": SECRET}
-    assert set(os.listdir(caller.root.parent)) <= {"root", "outside", "cache"}
+    assert set(os.listdir(caller.root.parent)) <= {"root", "outside", "cache", "versions"}

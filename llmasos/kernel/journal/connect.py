@@ -13,6 +13,7 @@ from typing import Final
 from llmasos.kernel.errors import JournalFailed, JournalFull
 from llmasos.kernel.journal.entries import Level
 
+PAGE_BYTES: Final = 4096
 BUSY_TIMEOUT_S: Final = 10.0
 WAL_LIMIT_PAGES: Final = 16_384
 """Where nobody is ever idle, a commit that finds the WAL this long writes it back itself."""
@@ -33,7 +34,7 @@ def connect_writer(path: Path, level: Level) -> sqlite3.Connection:
     """The connection that writes."""
     connection = _connect(f"{_uri(path)}?mode=rw")
     try:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded in an empty file only
+        _lay_out(connection)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[level]}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_LIMIT_PAGES}")
@@ -43,6 +44,15 @@ def connect_writer(path: Path, level: Level) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+def connect_builder(path: Path) -> sqlite3.Connection:
+    """A connection that fills a new file, fast and with no regard for crashes."""
+    connection = _connect(f"{_uri(path)}?mode=rw")
+    _lay_out(connection)
+    connection.execute("PRAGMA journal_mode = MEMORY")
+    connection.execute("PRAGMA synchronous = OFF")
     return connection
 
 
@@ -78,6 +88,11 @@ def is_damage(error: sqlite3.Error) -> bool:
     return _code(error) & 0xFF in _DAMAGE
 
 
+def shm_of(path: Path) -> Path:
+    """Where SQLite keeps the index of it, shared between connections."""
+    return path.with_name(path.name + "-shm")
+
+
 @contextmanager
 def as_failures(path: Path) -> Iterator[None]:
     """SQLite's errors as `JournalFull` and `JournalFailed`."""
@@ -105,6 +120,12 @@ def _is_full(error: sqlite3.Error, path: Path) -> bool:
 
 def _code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0) or 0)
+
+
+def _lay_out(connection: sqlite3.Connection) -> None:
+    """Heeded in an empty file only."""
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
 
 
 def _checked_reader(uri: str) -> sqlite3.Connection:

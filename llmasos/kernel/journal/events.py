@@ -18,6 +18,10 @@ Of its contexts, in the order in which they changed
     append context, tokens                    tokens were made known
     cut    context, length                    tokens were forgotten
     say    context, kept, turns, reply_start  the chat's turns: so many as before, then these
+    window context, policy                    what happens when it is full
+    starts context, kept, positions           where its turns begin: so many as before, then these
+    forgot context, tokens                    how many its window has forgotten in all
+    shift  context, salt, position            its K/V from there on were shifted, not computed
     close  context
 
 Of its syscalls
@@ -47,7 +51,13 @@ SCHEMA = 1
 
 GIVEN = frozenset({"tok", "done", "fail"})
 """Kinds of events that are given to the app."""
-CONTEXTUAL = frozenset({"open", "fork", "copy", "numbers", "append", "cut", "say", "close"})
+CONTEXTUAL = frozenset(
+    {
+        "open", "fork", "copy", "numbers", "append", "cut", "say", "window", "starts", "forgot",
+        "shift", "close",
+    }
+)  # fmt: skip
+"""Kinds of events that change a context."""
 
 
 def encode_event(event: Event) -> bytes:

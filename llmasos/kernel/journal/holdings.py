@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmasos.kernel.abi import ContextId, Message, Pid, Signal
+from llmasos.kernel.abi import ContextId, Message, Pid, Signal, WindowPolicy
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.strands import CallId
 
@@ -47,6 +47,11 @@ class HeldContext:
     tokens: list[int] = field(default_factory=list)
     turns: list[Message] = field(default_factory=list)
     reply_start: int | None = None
+    window: WindowPolicy = WindowPolicy.ERROR
+    starts: list[int] = field(default_factory=list)
+    num_forgotten: int = 0
+    shift: tuple[str, int] | None = None
+    """Salt and first position of K/V that were shifted: computed again they are other ones."""
 
 
 @dataclass(slots=True)
@@ -87,8 +92,16 @@ class Holdings:
 
     def _fork(self, context_id: int, source_id: int, stream: int) -> None:
         source = self.contexts[ContextId(source_id)]
-        tokens, turns = source.tokens.copy(), source.turns.copy()
-        self._add(context_id, HeldContext(stream, tokens, turns, source.reply_start))
+        self._add(
+            context_id,
+            replace(
+                source,
+                stream=stream,
+                tokens=source.tokens.copy(),
+                turns=source.turns.copy(),
+                starts=source.starts.copy(),
+            ),
+        )
 
     def _copy(
         self,
@@ -120,6 +133,18 @@ class Holdings:
         context = self.contexts[ContextId(context_id)]
         context.turns[num_kept:] = _turns(turns)
         context.reply_start = reply_start
+
+    def _starts(self, context_id: int, num_kept: int, starts: Sequence[int]) -> None:
+        self.contexts[ContextId(context_id)].starts[num_kept:] = starts
+
+    def _window(self, context_id: int, window: str) -> None:
+        self.contexts[ContextId(context_id)].window = WindowPolicy(window)
+
+    def _forgot(self, context_id: int, num_forgotten: int) -> None:
+        self.contexts[ContextId(context_id)].num_forgotten = num_forgotten
+
+    def _shift(self, context_id: int, salt: str, start: int) -> None:
+        self.contexts[ContextId(context_id)].shift = (salt, start)
 
     def _close(self, context_id: int) -> None:
         del self.contexts[ContextId(context_id)]

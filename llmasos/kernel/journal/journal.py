@@ -74,6 +74,8 @@ class Journal:
         self._moving = anyio.Event()
         self._idle: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._is_broken = False
+        self._news = anyio.Event()
         self._moving.set()
 
     # --- recording
@@ -162,9 +164,11 @@ class Journal:
     async def aclose(self) -> None:
         """Write what waits, unless the disk takes nothing, and close the store."""
         while not (self._collected.is_empty and self._writing is None):
-            if self.is_stuck:
+            if self.is_stuck or self._is_broken:
                 break
-            await self.ticket().wait()
+            self._schedule(urgent=True)
+            self._news = anyio.Event()
+            await self._news.wait()
         for timer in (self._idle, self._timer, self._retry):
             if timer is not None:
                 timer.cancel()
@@ -221,12 +225,14 @@ class Journal:
         future.add_done_callback(written)
 
     def _written(self, collected: _Collected, batch: Batch, error: BaseException | None) -> None:
+        self._news.set()
         if isinstance(error, JournalFailed):
             self._halt(str(error))
             loop = asyncio.get_running_loop()
             self._retry = loop.call_later(RETRY_S, self._submit, collected, batch)
             return
         if error is not None:
+            self._is_broken = True
             self.on_bug(KernelBug(f"the journal's writer has a defect: {error!r}"))
             return
         self._warning = ""

@@ -45,8 +45,8 @@ _ENTRIES: Final = (
     " ORDER BY first"
 )
 _ARCHIVES: Final = (
-    "SELECT place, first, count, body, crc FROM archives WHERE place >= ? AND place < ?"
-    " ORDER BY place"
+    "SELECT place, first, count, body, crc FROM archives WHERE place >= :place AND place < :end"
+    " AND first + count > :start ORDER BY place"
 )
 
 
@@ -180,14 +180,20 @@ class Reader:
             raise Damage(why, reached)
 
     def _pieces(self, pid: Pid, start: int, until: int) -> Iterator[Piece | Damage]:
+        """Archived or not. Who has entries has no archive, and what befalls that is not theirs."""
         bounds = {"pid": pid, "start": start, "until": until}
-        places = (place_of(pid, 0), place_of(pid, MAX_PARTS))
+        found = 0
+        for values in self._rows(_ENTRIES, bounds):
+            found += not isinstance(values, Damage)
+            yield values if isinstance(values, Damage) else parted(pid, *values)
+        if found == 0:
+            places = {"place": place_of(pid, 0), "end": place_of(pid, MAX_PARTS), "start": start}
+            for values in self._rows(_ARCHIVES, places):
+                yield values if isinstance(values, Damage) else unpacked(*values)
+
+    def _rows(self, query: str, bounds: dict[str, int]) -> Iterator[tuple[Any, ...] | Damage]:
         try:
-            for values in self._connection.execute(_ARCHIVES, places):
-                if values[1] + values[2] > start:
-                    yield unpacked(*values)
-            for values in self._connection.execute(_ENTRIES, bounds):
-                yield parted(pid, *values)
+            yield from self._connection.execute(query, bounds)
         except sqlite3.Error as error:
             if not is_damage(error):
                 raise

@@ -21,7 +21,7 @@ from llmasos.kernel.journal.feed import Decode, Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import OUTPUT_CALL
 from llmasos.kernel.program import Program
-from llmasos.kernel.strands import begin_strands, next_call
+from llmasos.kernel.strands import CallId, begin_strands, next_call
 
 PATIENCE_S = 10.0
 """How long an app that has been given everything may take to end as it had ended."""
@@ -54,6 +54,9 @@ class Replay:
         """Hold and poke them to go step by step."""
         self._history = history
         self._program = program
+        self._on_given = on_given
+        self._texts: dict[CallId, str] = {}
+        """What calls that are under way print."""
         self._output: list[str] = []
         self._over = anyio.Event()
         self._problem = ""
@@ -64,7 +67,7 @@ class Replay:
             decode=decode,
             diverge=self._diverge,
             give_up=lambda _: None,
-            on_given=on_given,
+            on_given=self._take,
         )
 
     async def run(self) -> Replayed:
@@ -89,6 +92,7 @@ class Replay:
         port = _ReplayPort(self._history.pid, self)
         status = await run_program(self._program, port, self._history.spawn["params"])
         await self._feed.ended()
+        await self._feed.caught_up()  # with what came for calls that it had given up
         self._exit = status
         self._over.set()
 
@@ -106,12 +110,19 @@ class Replay:
         self, name: str, args: Mapping[str, Any], on_chunk: Callable[[Chunk], None] | None
     ) -> Any:
         """Answer one call of the app from the record."""
-        is_recorded, answer = await self._feed.answer(next_call(), name, args, on_chunk)
-        if not is_recorded:  # it was under way, or not begun, where the record ends
-            await anyio.sleep_forever()
+        call = next_call()
         if name == OUTPUT_CALL:
-            self._output.append(args["text"])
-        return answer
+            self._texts[call] = args["text"]
+        answer = await self._feed.answer(call, name, args, on_chunk)
+        if not answer.is_recorded:  # it was under way, or not begun, where the record ends
+            await anyio.sleep_forever()
+        return answer.result
+
+    def _take(self, event: Event) -> None:
+        """What a call prints is out once the call is done, also where the app then had given it up."""
+        if event[0] == "done" and event[1] in self._texts:
+            self._output.append(self._texts.pop(event[1]))
+        self._on_given(event)
 
     def _diverge(self, problem: str) -> None:
         self._problem = problem

@@ -26,17 +26,21 @@ from llmasos.kernel.errors import (
 )
 from llmasos.kernel.journal import upkeep
 from llmasos.kernel.journal.change import Change, Known
+from llmasos.kernel.journal.checkup import fault_of, suspicion_of
 from llmasos.kernel.journal.connect import (
     as_failures,
     connect_checkpointer,
     connect_reader,
     connect_writer,
     create_private,
+    is_damage,
     wal_of,
 )
 from llmasos.kernel.journal.entries import Batch, JournalStatus, Level, ProcessRow, Retention
 from llmasos.kernel.journal.reader import Reader
+from llmasos.kernel.journal.salvage import finish, salvage
 from llmasos.kernel.journal.schema import (
+    META_KEYS,
     MIGRATIONS,
     Migration,
     meta_of,
@@ -47,6 +51,7 @@ from llmasos.kernel.journal.schema import (
 
 Clock = Callable[[], float]
 _SLICE_ARCHIVED: Final = 8
+_SLICE_LOOKED_AT: Final = 64
 
 
 class JournalStore:
@@ -65,7 +70,10 @@ class JournalStore:
         self._known = Known({}, set(), 1, 0)
         self._home_id = ""
         self._num_written = 0
-        self._unarchived: set[int] = set()
+        self._swept = 0
+        """Processes up to this pid were looked at for archiving in this round."""
+        self._unfit: set[int] = set()
+        """Whose events are not whole, so that they stay as they are."""
         self._warning = ""
         self._reader: Reader | None = None
         self._writer: sqlite3.Connection | None = None
@@ -139,7 +147,6 @@ class JournalStore:
                 else:
                     change.write(connection)
             self._known = change.after()
-            self._unarchived.update(entry.pid for entry in batch.entries)
             self._num_written += change.num_events
 
     def unfinished(self) -> list[ProcessRow]:
@@ -186,10 +193,10 @@ class JournalStore:
         what retention lets go, writes the WAL back and makes the file smaller. The writer waits for
         a few milliseconds of it at most. Raises `JournalFull`, `JournalFailed`."""
         with self._chores:
-            for pid in sorted(self._unarchived - self._known.num_events.keys())[:_SLICE_ARCHIVED]:
-                self._archive_if_whole(Pid(pid))
+            for pid in self._next_to_archive():
+                self._archive_if_whole(pid)
             self._apply_retention()
-            with self._lock, as_failures(self._path):
+            with self._lock, self._failures():
                 upkeep.give_back(self._connection)
             self._write_back()
 
@@ -213,23 +220,42 @@ class JournalStore:
         return self._writer
 
     def _open_writer(self, migrations: Sequence[Migration]) -> None:
+        finish(self._path)
         create_private(self._path)
+        fault = fault_of(self._path, migrations)
+        if fault is not None:
+            self._warning = salvage(self._path, fault, self._clock())
         self._writer = connect_writer(self._path, self._level)
         migrate(self._writer, migrations)
         self._checkpointer = connect_checkpointer(self._path)
-        self._unarchived = upkeep.pids_with_entries(self._writer)
 
     def _open_reader(self, migrations: Sequence[Migration]) -> None:
         with closing(connect_reader(self._path)) as connection:
             refuse_other(connection, migrations)
+            meta = meta_of(connection)
+            if any(key not in meta for key in META_KEYS):
+                raise ConfigError(
+                    f"The journal {self._path} is damaged; a kernel that boots in this home repairs it."
+                )
             self._known = Known.read(connection)
-            self._home_id = str(meta_of(connection)["home_id"])
+            self._home_id = str(meta["home_id"])
         self._reader = Reader(self._path)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Errors as this module's; damage is looked into when the file is opened the next time."""
+        with as_failures(self._path):
+            try:
+                yield
+            except sqlite3.Error as error:
+                if is_damage(error):
+                    suspicion_of(self._path).touch(mode=0o600)
+                raise
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._connection
-        with as_failures(self._path):
+        with self._failures():
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
@@ -242,22 +268,34 @@ class JournalStore:
         if pid in self._known.num_events:
             raise ProcessError(f"Process {pid} has not ended; its journal stays as it is.")
 
+    def _next_to_archive(self) -> list[Pid]:
+        with self._lock, self._failures():
+            pids = upkeep.pids_with_entries(
+                self._connection, after=self._swept, limit=_SLICE_LOOKED_AT
+            )
+            ended = [pid for pid in pids if pid not in self._known.num_events]
+        ended = [pid for pid in ended if pid not in self._unfit][:_SLICE_ARCHIVED]
+        is_full = len(pids) == _SLICE_LOOKED_AT or len(ended) == _SLICE_ARCHIVED
+        self._swept = (ended if len(ended) == _SLICE_ARCHIVED else pids)[-1] if is_full else 0
+        return [Pid(pid) for pid in ended]
+
     def _archive(self, pid: Pid) -> None:
         self._refuse_running(pid)
         rows = upkeep.archive_rows(pid, self._reading.events(pid, start=0, until=None))
-        if pid in self._unarchived:
-            with self._lock, self._transaction() as connection:
-                upkeep.put_archive(connection, pid, rows)
-            self._unarchived.discard(pid)
+        with self._lock, self._failures():
+            if not upkeep.has_entries(self._connection, pid):
+                return
+        with self._lock, self._transaction() as connection:
+            upkeep.put_archive(connection, pid, rows)
 
     def _archive_if_whole(self, pid: Pid) -> None:
         try:
             self._archive(pid)
         except (JournalDamaged, NoSuchProcess):
-            self._unarchived.discard(pid)  # it stays as it is, for whoever wants to look
+            self._unfit.add(pid)
 
     def _apply_retention(self) -> None:
-        with self._lock, as_failures(self._path):
+        with self._lock, self._failures():
             pids = upkeep.outdated(
                 self._connection, self._retention, self._known.num_reaped, self._clock()
             )
@@ -271,7 +309,6 @@ class JournalStore:
                 for pid in pids:
                     upkeep.delete_process(connection, pid)
                 put_meta(connection, "num_finished", num_finished)
-            self._unarchived.difference_update(pids)
             self._known = replace(
                 self._known,
                 num_finished=num_finished,
@@ -281,5 +318,5 @@ class JournalStore:
     def _write_back(self) -> None:
         """Beside the writer, whom it does not hold up: what he adds meanwhile waits for next time."""
         if self._checkpointer is not None:
-            with as_failures(self._path):
+            with self._failures():
                 self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

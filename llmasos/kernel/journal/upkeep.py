@@ -25,17 +25,24 @@ _OLDEST: Final = (
     "SELECT pid FROM processes INDEXED BY finished WHERE ended_at IS NOT NULL AND reaped = 1"
 )
 _WITH_ENTRIES: Final = (
-    "WITH RECURSIVE found(pid) AS (SELECT min(pid) FROM entries UNION ALL"
+    "WITH RECURSIVE found(pid) AS (SELECT min(pid) FROM entries WHERE pid > :after UNION ALL"
     " SELECT (SELECT min(pid) FROM entries WHERE pid > found.pid) FROM found"
-    " WHERE found.pid IS NOT NULL) SELECT pid FROM found WHERE pid IS NOT NULL"
+    " WHERE found.pid IS NOT NULL) SELECT pid FROM found WHERE pid IS NOT NULL LIMIT :limit"
 )
 
 ArchiveRow = tuple[int, int, int, bytes, int]
 
 
-def pids_with_entries(connection: sqlite3.Connection) -> set[int]:
-    """Whoever has events that are not archived; time by their number."""
-    return {pid for (pid,) in connection.execute(_WITH_ENTRIES)}
+def pids_with_entries(connection: sqlite3.Connection, *, after: int, limit: int) -> list[int]:
+    """The next few that have events which are not archived, by pid; leaps from one to the next."""
+    found = connection.execute(_WITH_ENTRIES, {"after": after, "limit": limit})
+    return [pid for (pid,) in found]
+
+
+def has_entries(connection: sqlite3.Connection, pid: Pid) -> bool:
+    """Whether there is anything to archive."""
+    query = "SELECT 1 FROM entries WHERE pid = ? LIMIT 1"
+    return connection.execute(query, (pid,)).fetchone() is not None
 
 
 def archive_rows(pid: Pid, events: Sequence[bytes]) -> list[ArchiveRow]:

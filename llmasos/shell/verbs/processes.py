@@ -15,7 +15,7 @@ from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Escalation
 from llmasos.shell.plain import one_line
 from llmasos.shell.records import records_of
-from llmasos.shell.tables import process_table
+from llmasos.shell.tables import memory_table, process_table
 from llmasos.shell.verbs.verb import Verb, add_json
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 def _configure_ps(parser: Parser) -> None:
     parser.add_argument("-a", "--all", action="store_true", help="finished processes too")
+    parser.add_argument(
+        "-l", "--long", action="store_true", help="memory: pages, faults, swap, groups"
+    )
     add_json(parser)
 
 
@@ -38,7 +41,7 @@ async def ps(environment: Environment, args: Namespace) -> int:
     if args.json:
         output.json(processes)
     else:
-        output.table(process_table(processes))
+        output.table(memory_table(processes) if args.long else process_table(processes))
         for process in processes:
             if process.note:
                 output.line(f"{process.pid}: {one_line(process.note, max_chars=1000)}")

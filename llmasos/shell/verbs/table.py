@@ -16,10 +16,11 @@ from llmasos.shell.verbs import (
     processes,
     run,
     scripts,
+    serve,
 )
 from llmasos.shell.verbs.verb import Verb
 
-_MODULES = (ask, run, processes, journal, checkpoints, machine, scripts, models, apps)
+_MODULES = (ask, run, processes, journal, checkpoints, machine, scripts, models, apps, serve)
 
 Verbs = Mapping[str, Verb]
 

@@ -54,12 +54,14 @@ class Machine:
         *,
         level: Level = Level.DURABLE,
         syscalls: tuple[Syscall, ...] = (),
+        store: type[JournalStore] = JournalStore,
         **core: Any,
     ) -> None:
         self.folder = folder or Path(mkdtemp())
         self.apps: dict[str, Program] = {}
         self.level = level
         self.syscalls = syscalls
+        self.store = store
         self.core = core
         self.now = 1000.0
         self.words = ""
@@ -80,7 +82,7 @@ class Machine:
     async def booted(self, *, crashes: bool = False) -> AsyncIterator[Runtime]:
         """A kernel; what had not ended comes back first. With `crashes` the file is, when it ends, as
         kill -9 would leave it."""
-        store = JournalStore.open(self.folder / "journal.db", level=self.level)
+        store = self.store.open(self.folder / "journal.db", level=self.level)
         runtime = Runtime(
             ScriptedCore(**self.core),
             ByteTokenizer(),
@@ -90,7 +92,7 @@ class Machine:
             now=self._tick,
             journal=Journal(store, level=self.level, now=self._tick),
         )
-        with anyio.fail_after(30):
+        with anyio.fail_after(20):
             async with runtime:
                 self.recovered = await runtime.recover()
                 yield runtime

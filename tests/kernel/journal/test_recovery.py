@@ -9,8 +9,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from llmasos.kernel.abi import ContextId, Effect, Pid, Signal
-from llmasos.kernel.errors import MaybeDone
+from llmasos.kernel.abi import ContextId, Effect, ExitStatus, Limits, Pid, ProcessState, Signal
+from llmasos.kernel.errors import Interrupted, JournalFull, KernelBug, MaybeDone
+from llmasos.kernel.journal.entries import Batch
+from llmasos.kernel.journal.replay import Replay
+from llmasos.kernel.journal.store import JournalStore
 from llmasos.kernel.program import Port
 from llmasos.kernel.runtime import Runtime
 from llmasos.kernel.syscall import Call, syscall
@@ -229,6 +232,165 @@ async def test_an_external_call_cut_short_is_told_of_and_not_repeated() -> None:
         await runtime.wait(Pid(1))
         assert "mail.send was under way" in runtime.output_text(Pid(1))
     assert world.mails == ["fast", "slow"]
+
+
+async def test_a_full_disk_holds_every_process_and_loses_nothing() -> None:
+    undisturbed = Machine()
+    undisturbed.app(story)
+    expected = await undisturbed.run("story")
+    machine = Machine(store=TightStore)
+    machine.app(story)
+    async with machine.booted() as runtime:
+        pid = await runtime.spawn("story")
+        await steps(runtime, 3)
+        TightStore.is_full = True
+        while not runtime.status().journal_warning:
+            await anyio.lowlevel.checkpoint()
+        assert "processes stand still: the disk is full" in runtime.status().journal_warning
+        for _ in range(50):
+            await anyio.lowlevel.checkpoint()
+        before = runtime.info(pid)
+        for _ in range(200):
+            await anyio.lowlevel.checkpoint()
+        assert runtime.info(pid).tokens_out == before.tokens_out
+        TightStore.is_full = False
+        assert (await runtime.wait(pid)).code == 0
+        assert runtime.output_text(pid) == expected
+        assert not runtime.status().journal_warning
+    assert "".join(machine.history(1).holdings.output) == expected
+
+
+class TightStore(JournalStore):
+    """On a disk that is full while `is_full`."""
+
+    is_full = False
+
+    def write(self, batch: Batch) -> None:
+        if self.is_full:
+            raise JournalFull("the disk is full")
+        super().write(batch)
+
+
+async def sleeper(port: Port, params: Mapping[str, Any]) -> None:
+    """Waits for lines and repeats them; survives INT."""
+    while True:
+        try:
+            line = await port.syscall("io.read_line", {})
+        except Interrupted:
+            await write(port, "ouch ")
+            continue
+        if line is None:
+            return
+        await write(port, f"{line} ")
+
+
+async def until_it_reads(runtime: Runtime, pid: Pid) -> None:
+    while runtime.info(pid).wchan != "io.read_line":
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_input_and_interrupts_are_part_of_what_comes_back() -> None:
+    machine = Machine()
+    machine.app(sleeper)
+    async with machine.booted(crashes=True) as runtime:
+        pid = await runtime.spawn("sleeper", stdin=True)
+        await runtime.send_input(pid, "one")
+        await until_it_reads(runtime, pid)
+        runtime.signal(pid, Signal.INT)
+        await runtime.flushed()
+    async with machine.booted(crashes=True) as runtime:
+        await until_it_reads(runtime, pid)
+        runtime.signal(pid, Signal.STOP)
+        await runtime.send_input(pid, "two")
+    async with machine.booted(crashes=True) as runtime:
+        assert runtime.info(pid).state is ProcessState.STOPPED
+        await runtime.send_input(pid, "three")
+        runtime.signal(pid, Signal.CONT)
+        await runtime.flushed()
+    async with machine.booted() as runtime:
+        await runtime.send_input(pid, None)
+        assert (await runtime.wait(pid)).code == 0
+    assert "".join(machine.history(1).holdings.output) == "one ouch two three "
+    replayed = await Replay(
+        machine.history(1), machine.apps["sleeper"], decode=machine.decode
+    ).run()
+    assert (replayed.problem, replayed.output) == ("", "one ouch two three ")
+
+
+async def test_a_process_that_was_told_to_end_does_not_come_back_to_life() -> None:
+    machine = Machine()
+    machine.app(sleeper)
+    async with machine.booted(crashes=True) as runtime:
+        pid = await runtime.spawn("sleeper", stdin=True)
+        await until_it_reads(runtime, pid)
+        await runtime.flushed()
+        runtime.kernel.record(runtime.kernel.live(pid), ("sig", int(Signal.TERM)))
+        await runtime.flushed()
+    async with machine.booted() as runtime:
+        while runtime.info(pid).exit is None:
+            await anyio.lowlevel.checkpoint()
+        assert runtime.info(pid).exit == ExitStatus(143, "Ended by TERM.", Signal.TERM)
+
+
+async def test_a_foreground_process_waits_for_somebody() -> None:
+    machine = Machine()
+    machine.app(story)
+    async with machine.booted(crashes=True) as runtime:
+        pid = await runtime.spawn("story", foreground=True)
+        await steps(runtime, 4)
+    async with machine.booted() as runtime:
+        assert f"`llmasos resume {pid}`" in runtime.info(pid).note
+        assert runtime.info(pid).state is ProcessState.STOPPED
+        runtime.signal(pid, Signal.CONT)
+        assert (await runtime.wait(pid)).code == 0
+        assert not runtime.info(pid).note
+
+
+async def test_the_time_that_no_kernel_ran_does_not_count_against_a_process() -> None:
+    machine = Machine()
+    machine.app(sleeper)
+    async with machine.booted(crashes=True) as runtime:
+        pid = await runtime.spawn("sleeper", stdin=True, limits=Limits(wall_s=60))
+        await until_it_reads(runtime, pid)
+        await runtime.flushed()
+    machine.now += 3600
+    async with machine.booted() as runtime:
+        await until_it_reads(runtime, pid)
+        await runtime.send_input(pid, None)
+        assert (await runtime.wait(pid)).code == 0
+
+
+async def test_a_kernel_that_stops_on_a_bug_keeps_its_processes() -> None:
+    @syscall("test.bug", effect=Effect.READ)
+    async def bug(call: Call) -> None:
+        """Finds a broken invariant, the first time."""
+        if machine.words == "broken":
+            raise KernelBug("an invariant is broken")
+
+    async def victim(port: Port, params: Mapping[str, Any]) -> None:
+        await write(port, "before ")
+        await port.syscall("test.bug", {})
+        await write(port, "after")
+
+    machine = Machine(syscalls=(bug,))
+    machine.app(victim)
+    machine.app(story)
+    machine.words = "broken"
+
+    async def boot_and_wait() -> None:
+        async with machine.booted() as runtime:
+            await runtime.spawn("story")
+            await runtime.spawn("victim")
+            await anyio.sleep_forever()
+
+    with pytest.raises(KernelBug, match="an invariant is broken"):
+        await boot_and_wait()
+    machine.words = ""
+    async with machine.booted() as runtime:
+        assert machine.recovered.running == [Pid(1), Pid(2)]
+        for pid in machine.recovered.running:
+            assert (await runtime.wait(pid)).code == 0
+        assert runtime.output_text(Pid(2)) == "before after"
 
 
 async def test_a_stop_string_that_was_taken_out_of_a_context_stays_out_after_a_crash() -> None:

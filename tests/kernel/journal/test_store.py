@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -15,13 +19,9 @@ from llmasos.kernel.errors import (
     NoSuchProcess,
     ProcessError,
 )
-from llmasos.kernel.journal.entries import Batch, Ending, Entry, Level, ProcessRow, Retention
+from llmasos.kernel.journal.entries import Batch, Entry, Level, ProcessRow, Retention
 from llmasos.kernel.journal.store import JournalStore
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "home" / "journal.db"
+from tests.kernel.journal.journals import crashed, ending, entry, finish, spawned, texts
 
 
 @pytest.fixture
@@ -29,28 +29,6 @@ def store(path: Path) -> Iterator[JournalStore]:
     store = JournalStore.open(path)
     yield store
     store.close()
-
-
-def spawned(pid: int, **fields: object) -> ProcessRow:
-    return ProcessRow(Pid(pid), Pid(0), "agent", f"task {pid}", 100.0 + pid, 0, **fields)  # type: ignore[arg-type]
-
-
-def texts(pid: int, first: int, count: int) -> list[bytes]:
-    return [b'{"pid": %d, "event": %d}' % (pid, first + n) for n in range(count)]
-
-
-def entry(pid: int, first: int, count: int = 1) -> Entry:
-    return Entry(Pid(pid), first, count, b"\n".join(texts(pid, first, count)))
-
-
-def ending(pid: int, *, at: float = 200.0, code: int = 0) -> Ending:
-    return Ending(Pid(pid), at, code, "done", None)
-
-
-def finish(store: JournalStore, pid: int, *, num_events: int = 3, at: float = 200.0) -> None:
-    """A whole life in one batch."""
-    entries = (entry(pid, 0, num_events),) if num_events else ()
-    store.write(Batch((spawned(pid),), entries, (ending(pid, at=at),), (Pid(pid),)))
 
 
 def test_what_is_written_is_read_back(store: JournalStore) -> None:
@@ -154,13 +132,16 @@ def test_a_long_archive_is_in_parts_that_can_be_read_alone(path: Path, store: Jo
         ]
 
 
-def test_maintaining_archives_what_has_ended_and_keeps_the_rest(store: JournalStore) -> None:
+def test_maintaining_archives_what_has_ended_and_keeps_the_rest(
+    path: Path, store: JournalStore
+) -> None:
     for pid in range(1, 30):
         finish(store, pid)
     store.write(Batch((spawned(30),), (entry(30, 0, 4),)))
     for _ in range(10):
         store.maintain()
-    assert store._unarchived == {30}
+    with sqlite3.connect(path) as connection:
+        assert [*connection.execute("SELECT DISTINCT pid FROM entries")] == [(30,)]
     assert all(store.events(Pid(pid)) == texts(pid, 0, 3) for pid in range(1, 30))
     store.write(Batch(entries=(entry(30, 4),)))
     assert store.events(Pid(30)) == texts(30, 0, 5)
@@ -258,6 +239,51 @@ def test_who_reads_sees_what_a_writer_elsewhere_has_written(
     with pytest.raises(KernelBug, match="for reading"):
         reader.write(Batch(entries=(entry(1, 2),)))
     reader.close()
+
+
+def test_another_process_reads_while_this_one_writes(path: Path, store: JournalStore) -> None:
+    store.write(Batch((spawned(1),), (entry(1, 0, 2),)))
+    code = (
+        "import sys; from pathlib import Path; from llmasos.kernel.journal.store import JournalStore;"
+        "store = JournalStore.open(Path(sys.argv[1]), read_only=True);"
+        "[print(len(store.events(1)), flush=True) for _ in sys.stdin]; store.close()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        for number in range(2, 20):
+            print(file=reader.stdin, flush=True)
+            assert reader.stdout.readline() == f"{number}\n"
+            store.write(Batch(entries=(entry(1, number),)))
+            store.maintain()
+        reader.stdin.close()
+    assert reader.returncode == 0
+    assert store.events(Pid(1)) == texts(1, 0, 20)
+
+
+def test_the_log_of_a_dead_kernel_can_be_read_before_another_boots(
+    path: Path, tmp_path: Path, store: JournalStore
+) -> None:
+    store.write(Batch((spawned(1),), (entry(1, 0, 2),)))
+    copy = crashed(path, tmp_path / "copy")
+    with closing(JournalStore.open(copy, read_only=True)) as reader:
+        assert reader.events(Pid(1)) == texts(1, 0, 2)
+    with closing(JournalStore.open(copy)) as again:
+        assert again.events(Pid(1)) == texts(1, 0, 2)
+
+
+def test_a_damaged_file_opened_for_reading_is_left_as_it_is(path: Path) -> None:
+    JournalStore.open(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM meta WHERE key = 'home_id'")
+    with pytest.raises(ConfigError, match="damaged; a kernel that boots in this home repairs it"):
+        JournalStore.open(path, read_only=True)
+    assert {file.name for file in path.parent.iterdir()} <= {
+        path.name,
+        "journal.db-wal",
+        "journal.db-shm",
+    }
 
 
 def test_a_file_that_is_not_there_cannot_be_opened_for_reading(path: Path) -> None:
