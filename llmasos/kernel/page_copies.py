@@ -57,15 +57,19 @@ def _keys(pool: PagePool, span: Span) -> Iterator[tuple[Sequence[int], bytes, by
 
 def read_sources(core: Core, swap: Swap | None, found: Sequence[Source]) -> dict[bytes, bytes]:
     """Pages by their names, those that are there. The engine thread's; blocks."""
-    held = {s.name: s.page_id for s in found if s.page_id is not None}
-    pages = {name: bytes(core.read_page(page_id)) for name, page_id in held.items()}
-    stored = {s.name: s.own_key for s in found if s.name not in held}
-    if swap is not None and stored:
-        copies = {name: bytearray(core.info.bytes_per_page) for name in stored}
-        wanted = [(stored[name], memoryview(copy)) for name, copy in copies.items()]
-        are_there = swap.read(wanted, now=time.monotonic).wait()
-        there = zip(copies.items(), are_there, strict=True)
-        pages |= {name: bytes(copy) for (name, copy), is_there in there if is_there}
+    pages = {
+        source.name: bytes(core.read_page(source.page_id))
+        for source in found
+        if source.page_id is not None
+    }
+    if swap is not None:
+        stored = {s.name: s.own_key for s in found if s.name not in pages and swap.has(s.own_key)}
+        targets = [bytearray(core.info.bytes_per_page) for _ in stored]
+        wanted = list(zip(stored.values(), map(memoryview, targets), strict=True))
+        were_found = swap.read(wanted, now=time.monotonic).wait()
+        for name, content, is_whole in zip(stored, targets, were_found, strict=True):
+            if is_whole:
+                pages[name] = bytes(content)
     return pages
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -276,14 +276,10 @@ def test_what_is_packed_is_unpacked(form):
     assert unpack(FORMS[form], passphrase="p") == SMALL
 
 
-@pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_no_bit_of_a_checkpoint_can_flip_unnoticed(form, data):
-    whole = FORMS[form]
-    num_bits = 2000 if form != "encrypted" else 8 * len(whole)
-    bit = data.draw(st.integers(0, 8 * len(whole) - 1) | st.integers(0, num_bits - 1))
-    damaged = bytearray(whole)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 8 * len(FORMS["encrypted"]) - 1))
+def test_no_bit_of_an_encrypted_checkpoint_can_flip_unnoticed(bit):
+    damaged = bytearray(FORMS["encrypted"])
     damaged[bit // 8] ^= 1 << bit % 8
     with pytest.raises(CheckpointRefused):
         unpack(bytes(damaged), passphrase="p")
@@ -293,10 +289,11 @@ def test_no_bit_of_a_checkpoint_can_flip_unnoticed(form, data):
 def test_every_single_bit_and_every_length_is_tried(form):
     whole = FORMS[form]
     for position in range(len(whole)):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << position % 8
-        with pytest.raises(CheckpointRefused):
-            unpack(bytes(damaged))
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(CheckpointRefused):
+                unpack(bytes(damaged))
     for length in range(0, len(whole), 7):
         with pytest.raises(CheckpointRefused):
             unpack(whole[:length])
