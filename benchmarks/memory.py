@@ -17,12 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from benchmarks import harness
+from benchmarks import eviction, harness
 from benchmarks.harness import Bar, Report, Samples, timed
 from benchmarks.ours import stored_model
 from llmasos.kernel.abi import AppInfo, Capabilities, Limits, Sampling
 from llmasos.kernel.context import Context
 from llmasos.kernel.cores.torch_core import TorchCore
+from llmasos.kernel.eviction import GreedyDual, LeastRecentlyUsed
 from llmasos.kernel.jobs import GenerateJob, GenerateOptions, Job, PrefillJob
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -132,6 +133,7 @@ def main() -> int:
     options = parser.parse_args()
     bench = Bench(options.model, options.threads, options.quick)
     report = Report("memory")
+    _evictions(report, num=400 if options.quick else 2000)
     with TemporaryDirectory(prefix="llmasos-swap-") as folder:
         _forks_and_resumes(bench, report, Path(folder, "resume"))
         _more_than_memory(bench, report, Path(folder, "crowd"))
@@ -140,6 +142,22 @@ def main() -> int:
 
 def _row(report: Report, what: str, value: object, unit: str) -> None:
     report.rows.append({"what": what, "value": value, "unit": unit})
+
+
+def _evictions(report: Report, *, num: int) -> None:
+    """Pages by worth against pages by recency, without the model."""
+    harness.progress("evictions")
+    by_worth, by_recency = (
+        eviction.computed_tokens(order, num, seed=3)
+        for order in (GreedyDual(), LeastRecentlyUsed())
+    )
+    total = sum(map(len, eviction.prompts(num, seed=3)))
+    for what, computed in (("least recently used", by_recency), ("worth least", by_worth)):
+        _row(report, f"{num} prompts, pages {what} go: computed", computed, "tokens")
+        _row(report, "... and found", total - computed, "tokens")
+    report.bars.append(
+        Bar("tokens computed, by worth against by recency", by_worth / by_recency, 1, at_most=True)
+    )
 
 
 def _forks_and_resumes(bench: Bench, report: Report, folder: Path) -> None:
@@ -160,19 +178,17 @@ def _forks(machine: Machine, report: Report, draw: random.Random) -> None:
     machine.submit(PrefillJob(parent, context))
     machine.run()
     held = pool.num_held
-    children = [machine.context([0])[0] for _ in range(100)]
-    for child in children:
-        child.contexts.clear()
+    children: list[Process] = []
     times = Samples(
-        tuple(timed(lambda c=child: kernel.copy_contexts(parent, c)) * 1e3 for child in children)  # type: ignore[misc]
+        tuple(timed(lambda: children.append(_fork(kernel, parent))) * 1e3 for _ in range(100))
     )
-    _row(report, f"fork of {LENGTH} tokens", times, "ms")
+    _row(report, f"fork of a process of {LENGTH} tokens", times, "ms")
     report.bars.append(Bar("fork of 1,000 tokens, ms", times.median, 1.0, at_most=True))
     report.bars.append(Bar("pages a fork takes", pool.num_held - held, 0, at_most=True))
     for child in children:
-        fork = next(iter(child.contexts.values()))
-        kernel.append(child, fork, _tokens(machine, draw, 33))
-        machine.submit(PrefillJob(child, fork))
+        copy = next(iter(child.contexts.values()))
+        kernel.append(child, copy, _tokens(machine, draw, 33))
+        machine.submit(PrefillJob(child, copy))
     machine.run()
     own_pages = 100 * (pool.pages_for(LENGTH + 32) - LENGTH // pool.page_size)
     _row(report, "100 forks of 32 tokens more hold", pool.num_held, "pages")
@@ -185,30 +201,48 @@ def _forks(machine: Machine, report: Report, draw: random.Random) -> None:
     pool.drop_cache()
 
 
+def _fork(kernel: Kernel, parent: Process) -> Process:
+    """All that `Runtime.fork` asks of the kernel: the process and its contexts."""
+    child = kernel.create_process(
+        parent.program, parent.params, ppid=parent.pid, title=parent.title,
+        capabilities=parent.capabilities, limits=parent.limits, nice=parent.nice,
+        seed=parent.child_seed(),
+    )  # fmt: skip
+    kernel.copy_contexts(parent, child)
+    return child
+
+
 def _resumes(
     bench: Bench, machine: Machine, report: Report, folder: Path, draw: random.Random
 ) -> None:
-    medians: dict[str, float] = {}
+    back: dict[str, Samples] = {}
+    next_token: dict[str, Samples] = {}
     for length in LENGTHS[-1:] if bench.quick else LENGTHS:
-        sides = _resume(machine, folder, _tokens(machine, draw, length), 3 if bench.quick else 5)
-        for side, samples in sides.items():
-            _row(report, f"first token of {length} tokens {side}", samples, "ms")
-            medians[side] = samples.median
+        tokens = _tokens(machine, draw, length)
+        back, next_token = _resume(machine, folder, tokens, 3 if bench.quick else 7)
+        for side in back:
+            _row(report, f"{length} tokens {side}", back[side], "ms")
+            _row(report, "... and its next token", next_token[side], "ms")
     for side in (DISK, COLD):
-        name = f"resume of 1,000 tokens {side}, times faster than computing"
-        report.bars.append(Bar(name, medians[COMPUTE] / medians[side], 20))
+        name = f"1,000 tokens {side}, times faster than computing them"
+        report.bars.append(Bar(name, back[COMPUTE].median / back[side].median, 20))
+        name = f"the next token after 1,000 {side}, times sooner than by computing them"
+        report.bars.append(Bar(name, next_token[COMPUTE].median / next_token[side].median, 20))
     _row(report, "crossover", machine.kernel.pager.costs.crossover_tokens, "tokens")
-    report.notes.append(
-        "crossover: the fewest tokens that the kernel's own estimates would load, not compute."
-    )
+    report.notes += [
+        "crossover: the fewest tokens that the kernel's own estimates would load, not compute.",
+        "The next token is a step of its own, the same on every side; times count from the request.",
+    ]
 
 
 def _resume(
     machine: Machine, folder: Path, token_ids: list[int], repetitions: int
-) -> dict[str, Samples]:
-    """Milliseconds to the next token of a parked context, each way; all must say the same."""
+) -> tuple[dict[str, Samples], dict[str, Samples]]:
+    """Milliseconds until a parked context is back, and until its next token, each way; all must say
+    the same."""
     swap, pager = machine.kernel.pager.swap, machine.kernel.pager
     said: set[tuple[object, ...]] = set()
+    next_token: dict[str, list[float]] = {}
 
     def measure(side: str) -> float:
         process, context = machine.context(token_ids)
@@ -224,9 +258,12 @@ def _resume(
         if side == COLD:
             _forget_files(folder)
         begun = time.perf_counter()
-        job = machine.reply(process, context, 1)
+        machine.submit(PrefillJob(process, context))
         machine.run()
         seconds = time.perf_counter() - begun
+        job = machine.reply(process, context, 1)
+        machine.run()
+        next_token.setdefault(side, []).append((time.perf_counter() - begun) * 1e3)
         said.add((job.result.token_ids, job.result.logprobs))
         pager.swap = swap
         machine.kernel.close_context(process, context)
@@ -237,7 +274,7 @@ def _resume(
     measured = harness.alternate(sides, repetitions=repetitions)
     if len(said) != 1:
         raise SystemExit(f"Ways to come back differ in what is said: {said}")
-    return measured
+    return measured, {side: Samples(tuple(each[1:])) for side, each in next_token.items()}
 
 
 def _load_always(machine: Machine) -> None:

@@ -52,9 +52,9 @@ class Transformers:
         self._cache = min(CACHES, key=seconds)
         return str(self._cache.get("cache_implementation", "dynamic"))
 
-    def one_by_one(self, prompts: Sequence[Prompt], new_tokens: int) -> float:
-        """Seconds for the prompts one after another."""
-        return sum(self.padded([prompt], new_tokens) for prompt in prompts)
+    def one_by_one(self, prompts: Sequence[Prompt], new_tokens: int) -> list[float]:
+        """Seconds for each of the prompts, one after another."""
+        return [self.padded([prompt], new_tokens) for prompt in prompts]
 
     def padded(self, prompts: Sequence[Prompt], new_tokens: int) -> float:
         """Seconds for all prompts as one batch, padded on the left to the longest."""

@@ -20,7 +20,7 @@ from benchmarks.agent_trace import Agent, Exchange
 from benchmarks.core_cost import CoreCost
 from llmasos.kernel.abi import AppInfo, Capabilities, Chunk, ExitStatus, Limits
 from llmasos.kernel.context import Context
-from llmasos.kernel.core import Core, CoreInfo, SliceResult, StepPlan, StepResult
+from llmasos.kernel.core import Core, CoreInfo, PageId, SliceResult, StepPlan, StepResult
 from llmasos.kernel.jobs import GenerateJob, GenerateOptions, Job
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -33,6 +33,8 @@ WORD = 300
 class SimulatedCore:
     """A core that computes nothing and says what it would have cost."""
 
+    page_size = 16
+
     def __init__(self, cost: CoreCost, *, num_pages: int = 40_000) -> None:
         self._cost = cost
         self.info = CoreInfo(
@@ -40,7 +42,7 @@ class SimulatedCore:
             fingerprint="simulated",
             vocab_size=49_152,
             context_length=1 << 20,
-            page_size=16,
+            page_size=self.page_size,
             bytes_per_page=1,
             num_pages=num_pages,
             exact=True,
@@ -57,8 +59,30 @@ class SimulatedCore:
         """What the step costs."""
         return self._cost.seconds(plan)
 
+    def read_page(self, page_id: PageId) -> bytes:
+        """See `Core.read_page`: there is nothing in it."""
+        return bytes(self.info.bytes_per_page)
+
+    def page_view(self, page_id: PageId) -> None:
+        """See `Core.page_view`."""
+        return
+
+    def write_page(self, page_id: PageId, content: bytes | bytearray | memoryview) -> None:
+        """See `Core.write_page`: there is nothing to keep."""
+
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class ClockedCore(SimulatedCore):
+    """The same, whose steps take their time on a clock of its own."""
+
+    now_s = 0.0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `Core.execute`."""
+        self.now_s += self.seconds(plan)
+        return super().execute(plan)
 
 
 @dataclass(slots=True)
@@ -85,7 +109,7 @@ class Outcome:
         return self.finished_s - self.agent.arrives_s
 
 
-class _Trace:
+class Trace:
     """The program of a simulated process; never run."""
 
     info = AppInfo("trace", "0", "", (), {})
@@ -162,7 +186,7 @@ class Simulation:
     def _arrive(self, outcome: Outcome) -> None:
         agent = outcome.agent
         process = self.kernel.create_process(
-            _Trace(),
+            Trace(),
             {},
             ppid=KERNEL_PID,
             title=agent.kind,

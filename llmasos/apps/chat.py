@@ -7,12 +7,17 @@ from typing import Annotated
 from pydantic import Field
 
 from llmasos.apps.sampling import SYSTEM, SamplingParams
-from llmasos.apps.sdk import Message, Proc, Session, app
-from llmasos.kernel.abi import FinishReason
+from llmasos.apps.sdk import Proc, Session, app
+from llmasos.kernel.abi import FinishReason, WindowPolicy
 from llmasos.kernel.errors import ContextTooLong, Interrupted
 
-KEPT_TURNS = 4
-FULL = "[The window is full; the oldest turns are forgotten.]"
+FULL = {
+    WindowPolicy.ERROR: "[The window is full; begin a new conversation.]",
+    WindowPolicy.SLIDE: "[The window is full; the oldest turns are forgotten.]",
+    WindowPolicy.SHIFT: "[The window is full; the oldest turns are forgotten.]",
+    WindowPolicy.ARCHIVE: "[The window is full; the oldest turns are in the archive.]",
+    WindowPolicy.SUMMARISE: "[The window is full; the oldest turns are summarised.]",
+}
 TOO_LONG = "[That is too long for the model's window; say it in fewer words.]"
 INTERRUPTED = "[interrupted]"
 
@@ -26,6 +31,9 @@ class Params(SamplingParams):
     first: Annotated[str | None, Field(description="The first turn; the rest come from stdin")] = (
         None
     )
+    window: Annotated[
+        WindowPolicy, Field(description="What happens when the model's window is full")
+    ] = WindowPolicy.SLIDE
 
 
 @app(name="chat", summary="A conversation, one line a turn.")
@@ -52,79 +60,50 @@ async def _next_line(proc: Proc) -> str | None:
 
 
 class Conversation:
-    """A session that begins anew, with its latest turns, where the model's window is full."""
+    """A session, and one line to its user each time that the window was full."""
 
     def __init__(self, proc: Proc, params: Params) -> None:
         self._proc = proc
         self._params = params
-        self._session = proc.session(system=params.system)
-        self._turns: list[Message] = []
-        """What was said in this process, for when the conversation begins anew."""
+        self._session = proc.session(system=params.system, window=params.window)
+        self._num_forgotten = 0
         self.is_inherited = False
 
     async def begin(self) -> None:
         """Take up the inherited conversation, if there is one."""
         if inherited := await self._proc.inherited():
             self._session = Session(inherited[-1])
+            self._num_forgotten = (await self._session.context.info()).num_forgotten
             self.is_inherited = True
 
     async def reply(self, text: str) -> None:
         """Answer one turn, on a line of its own."""
         try:
-            if await self._say(text):
-                self._turns.append(Message("user", text))
-                await self._answer()
+            await self._session.say(text)
+            await self._tell_if_forgotten()
+            await self._answer()
+            await self._tell_if_forgotten()
+        except ContextTooLong:
+            await self._tell_too_long()
         except Interrupted:
             await self._proc.print(INTERRUPTED)
 
-    async def _say(self, text: str) -> bool:
-        """Append the turn; where it does not fit, forget the oldest turns. False: it never fits."""
-        if await self._continue(self._session, text):
-            return True
-        for kept in (self._turns[-KEPT_TURNS:], []):
-            if await self._begin_anew(kept, text):
-                await self._proc.print(FULL)
-                return True
-        await self._proc.print(TOO_LONG)
-        return False
-
-    async def _begin_anew(self, kept: list[Message], text: str) -> bool:
-        async with self._proc.session(system=self._params.system) as fresh:
-            try:
-                await fresh.recall(kept)
-            except ContextTooLong:
-                return False
-            if not await self._continue(fresh, text):
-                return False
-        self._turns = list(kept)
-        return True
-
-    async def _continue(self, session: Session, text: str) -> bool:
-        """Go on with a copy of a session in which the turn was said and a reply has room."""
-        attempt = await session.fork()
-        if not await self._fits(attempt, text):
-            await attempt.context.close()
-            return False
-        await self._session.context.close()
-        self._session = attempt
-        return True
-
-    async def _fits(self, session: Session, text: str) -> bool:
-        try:
-            await session.say(text)
-        except ContextTooLong:
-            return False
-        info = await session.context.info()
-        room = min(self._params.max_tokens, info.context_length // 4)
-        return info.num_tokens + room <= info.context_length
-
     async def _answer(self) -> None:
         """Stream the reply; an interrupted one stays in the conversation as far as it got."""
-        said = ""
         async with self._session.context.stream(**self._params.generate_options()) as pieces:
             async for piece in pieces:
-                said += piece
                 await self._proc.print(piece, end="")
-        self._turns.append(Message("assistant", said))
         was_interrupted = pieces.result.finish is FinishReason.INTERRUPTED
         await self._proc.print(f" {INTERRUPTED}" if was_interrupted else "")
+
+    async def _tell_if_forgotten(self) -> None:
+        info = await self._session.context.info()
+        if info.num_forgotten != self._num_forgotten:
+            self._num_forgotten = info.num_forgotten
+            await self._proc.print(FULL[info.window])
+
+    async def _tell_too_long(self) -> None:
+        """Nothing was said: the line is too long for any policy, or the policy is to say so."""
+        info = await self._session.context.info()
+        is_error = info.window is WindowPolicy.ERROR and info.num_tokens > info.context_length // 2
+        await self._proc.print(FULL[WindowPolicy.ERROR] if is_error else TOO_LONG)

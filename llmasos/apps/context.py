@@ -11,7 +11,15 @@ import anyio
 from llmasos.apps.options import GenerateOptions, Model, json_grammar, parse_reply, to_arguments
 from llmasos.apps.port import Port
 from llmasos.apps.stream import GenerationStream
-from llmasos.kernel.abi import Chunk, ContextId, ContextInfo, Generation, Message, Score
+from llmasos.kernel.abi import (
+    Chunk,
+    ContextId,
+    ContextInfo,
+    Generation,
+    Message,
+    Score,
+    WindowPolicy,
+)
 
 CLOSE_S = 1.0
 """How long closing may take while the process is being cancelled; the kernel frees the rest."""
@@ -24,9 +32,17 @@ class ContextHandle:
     go several ways at once, `fork`.
     """
 
-    def __init__(self, port: Port, context_id: ContextId | None = None) -> None:
+    def __init__(
+        self,
+        port: Port,
+        context_id: ContextId | None = None,
+        *,
+        window: WindowPolicy | str = WindowPolicy.ERROR,
+    ) -> None:
+        """`window` is for a context that is still to be opened. Raises `ValueError` for no policy."""
         self._port = port
         self._id = context_id
+        self._window = WindowPolicy(window)
         self._opening = anyio.Lock()
         self._is_closed = False
 
@@ -49,7 +65,9 @@ class ContextHandle:
             raise RuntimeError("This context is closed.")
         async with self._opening:
             if self._id is None:
-                self._id = ContextId(await self._port.syscall("ctx.open", {}))
+                is_default = self._window is WindowPolicy.ERROR
+                args = {} if is_default else {"window": self._window.value}
+                self._id = ContextId(await self._port.syscall("ctx.open", args))
             return self._id
 
     async def close(self) -> None:

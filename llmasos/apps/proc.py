@@ -10,7 +10,14 @@ from llmasos.apps.context import ContextHandle
 from llmasos.apps.options import GenerateOptions, Model
 from llmasos.apps.port import Port
 from llmasos.apps.session import Session
-from llmasos.kernel.abi import ContextInfo, Generation, Pid, ProcessInfo, SyscallInfo
+from llmasos.kernel.abi import (
+    ContextInfo,
+    Generation,
+    Pid,
+    ProcessInfo,
+    SyscallInfo,
+    WindowPolicy,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +86,23 @@ class Proc:
 
     # --- the model
 
-    def context(self) -> ContextHandle:
-        """A new, empty context, opened at first use; `async with` closes it."""
-        return ContextHandle(self.port)
+    def context(self, *, window: WindowPolicy | str = WindowPolicy.ERROR) -> ContextHandle:
+        """A new, empty context, opened at first use; `async with` closes it.
+
+        `window` is what happens when it reaches the model's length: see `WindowPolicy`.
+        """
+        return ContextHandle(self.port, window=window)
 
     async def inherited(self) -> list[ContextHandle]:
         """The contexts that this process was born with, oldest first: a fork's copies."""
         infos: list[ContextInfo] = await self.call("ctx.list")
         return [ContextHandle(self.port, info.context_id) for info in infos]
 
-    def session(self, *, system: str | None = None) -> Session:
-        """A new chat in a context of its own."""
-        return Session(self.context(), system=system)
+    def session(
+        self, *, system: str | None = None, window: WindowPolicy | str = WindowPolicy.ERROR
+    ) -> Session:
+        """A new chat in a context of its own; `window` as for `context`."""
+        return Session(self.context(window=window), system=system)
 
     @overload
     async def generate(

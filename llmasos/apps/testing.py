@@ -148,7 +148,7 @@ class ScriptedPort:
     def _proc_tools(self) -> list[SyscallInfo]:
         return self._tools
 
-    def _ctx_open(self) -> int:
+    def _ctx_open(self, window: str = "error") -> int:
         context, self._next_context = self._next_context, self._next_context + 1
         self.contexts[context] = ""
         return context

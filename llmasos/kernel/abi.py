@@ -71,6 +71,23 @@ class FinishReason(enum.StrEnum):
     """INT arrived; what was generated until then is kept."""
 
 
+class WindowPolicy(enum.StrEnum):
+    """What becomes of a context that reaches the model's length. Tool calls and their results are
+    never parted, the system prompt, the latest user turn and the reply in progress never dropped."""
+
+    ERROR = "error"
+    """`ContextTooLong`, and a generation ends with `FinishReason.WINDOW`."""
+    SLIDE = "slide"
+    """The oldest turns go whole; the rest is computed again, exactly as if they had never been."""
+    SHIFT = "shift"
+    """The same turns go, but the K/V of the rest are kept, turned to their new positions: fast, and
+    not what a fresh context would compute, since they have seen what was dropped."""
+    ARCHIVE = "archive"
+    """As `slide`; what goes is filed in the process's archive."""
+    SUMMARISE = "summarise"
+    """As `slide`; the model writes a summary of what goes, which takes its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is drawn. `temperature` 0 is greedy; the other filters then do nothing.
@@ -118,10 +135,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A streamed piece of a generation. `text` is whole characters; it may be empty."""
+    """A streamed piece of a generation: one token, or none at its end. `text` is whole characters;
+    it may be empty."""
 
     text: str
     token_ids: tuple[int, ...]
+    logprob: TokenLogprob | None = None
+    """Of the token, where log-probabilities were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +195,11 @@ class ContextInfo:
     num_computed: int
     num_pages: int
     context_length: int
+    window: WindowPolicy = WindowPolicy.ERROR
+    num_forgotten: int = 0
+    """Tokens by which its window policy has made it shorter so far."""
+    is_exact: bool = True
+    """False once K/V were shifted: its logits are no longer a function of its tokens alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +245,20 @@ class Limits:
 
     wall_s: float | None = None
     tokens_out: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """Hard limits of a group of processes and everything below it; None is unlimited."""
+
+    tokens_out: int | None = None
+    """Tokens that may be sampled, ever: then its generations fail."""
+    model_s: float | None = None
+    """Seconds of the model's time, ever: what was in the step that passes it is done, then its work fails."""
+    pages: int | None = None
+    """Pages held at a time: work that needs more waits."""
+    processes: int | None = None
+    """Live processes at a time: a spawn beyond is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +309,8 @@ class ProcessInfo:
     """Its pages, each divided by how many contexts hold it: summed over `ps` they are those held."""
     group: str = ""
     """Path of the group it is in; empty for the root group."""
+    note: str = ""
+    """Why it stands still, where that is not its own doing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +325,11 @@ class GroupInfo:
     tokens_computed: int
     tokens_out: int
     model_s: float
+    limits: GroupLimits = GroupLimits()
+    num_processes_in_all: int = 0
+    """Live ones in the group and below."""
+    pages_held: int = 0
+    """Pages that they hold, each counted once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +359,14 @@ class KernelStatus:
     """Why swap takes no more pages; empty while it does, or where there is none."""
     pages_saved: int = 0
     pages_loaded: int = 0
+    groups: tuple[GroupInfo, ...] = ()
+    """The root first, each before its subgroups."""
+    journal: str = "off"
+    """How much is on disk before an app sees it: durable, relaxed or off."""
+    journal_bytes: int = 0
+    journal_lag_s: float = 0.0
+    """How long the oldest event that is not on disk has waited."""
+    journal_warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

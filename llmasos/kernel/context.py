@@ -14,8 +14,9 @@ Nothing here decides who runs or who is evicted; shortage comes back as None.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from llmasos.kernel.abi import ContextId, Message, Pid
+from llmasos.kernel.abi import ContextId, Message, Pid, WindowPolicy
 from llmasos.kernel.core import PageId
 from llmasos.kernel.errors import KernelBug
 from llmasos.kernel.pages import NodeId, PagePool
@@ -28,13 +29,26 @@ class Context:
     """One token sequence over a pool's pages. Owned by one process."""
 
     def __init__(
-        self, pool: PagePool, *, pid: Pid, context_id: ContextId, stream: int, salt: str = ""
+        self,
+        pool: PagePool,
+        *,
+        pid: Pid,
+        context_id: ContextId,
+        stream: int,
+        salt: str = "",
+        window: WindowPolicy = WindowPolicy.ERROR,
     ) -> None:
         self.pid = pid
         self.context_id = context_id
         self.stream = stream
         """Which stream of the process's random numbers it draws from."""
+        self.window = window
+        """What happens when it reaches the model's length; fixed for its life."""
         self.salt = salt
+        self.shift_salt = ""
+        """Names the shifts behind its K/V, which are then no function of its tokens alone: the page of
+        position `shifted_from` and those after it are known by this. Empty while there was none."""
+        self.shifted_from = 0
         self.tokens: list[int] = []
         self.num_computed = 0
         self.num_peak = 0
@@ -44,10 +58,18 @@ class Context:
         """Turns so far, where the context is a chat."""
         self.reply_start: int | None = None
         """Where the assistant's open turn begins, if the chat awaits or holds one."""
+        self.starts: list[int] = []
+        """Where each turn's tokens begin, the open one's with its heading last; kept only where
+        the window's policy will ask for it. See `chat`."""
+        self.num_forgotten = 0
+        """Tokens by which its window's policy has made it shorter."""
         self.last_used = 0
         """Number of the latest step that it was in."""
         self.busy = False
         """A job works on it: its tokens are not to be changed by anyone else."""
+        self.is_held = False
+        """Somebody rearranges it, waiting for others between: its tokens are not to be changed
+        either, but its pages may be taken."""
         self.is_scratch = False
         """Made by the kernel for a moment (to score a candidate); its owner never sees it."""
         self._pool = pool
@@ -56,6 +78,12 @@ class Context:
     def num_remaining(self) -> int:
         """Known positions whose K/V are still to be computed."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_ever(self) -> int:
+        """Its length had its window forgotten nothing: random numbers are drawn by this position, so
+        that none is used twice."""
+        return len(self.tokens) + self.num_forgotten
 
     @property
     def num_pages_shared(self) -> int:
@@ -76,6 +104,8 @@ class Context:
         del self.tokens[num_tokens:]
         self.num_peak = min(self.num_peak, num_tokens)
         self._cut(min(self.num_computed, max(len(self.tokens) - 1, 0)))
+        if num_tokens <= self.shifted_from:
+            self.shift_salt, self.shifted_from = "", 0
 
     @property
     def is_at_page_end(self) -> bool:
@@ -109,10 +139,20 @@ class Context:
         While a step is computing this context (`in_flight`) its last page is being written, so the
         copy then shares whole finished pages only.
         """
-        child = Context(self._pool, pid=pid, context_id=context_id, stream=stream, salt=self.salt)
+        child = Context(
+            self._pool,
+            pid=pid,
+            context_id=context_id,
+            stream=stream,
+            salt=self.salt,
+            window=self.window,
+        )
+        child.shift_salt, child.shifted_from = self.shift_salt, self.shifted_from
         child.tokens = self.tokens.copy()
         child.messages = self.messages.copy()
         child.reply_start = self.reply_start
+        child.starts = self.starts.copy()
+        child.num_forgotten = self.num_forgotten
         child.last_used = self.last_used
         size = self._pool.page_size
         child.num_computed = self.num_computed // size * size if in_flight else self.num_computed
@@ -121,6 +161,27 @@ class Context:
         for page_id in child.page_ids:
             self._pool.acquire(page_id)
         return child
+
+    def begin_shift(self, tokens: list[int], salt: str, start: int, end: int) -> bool:
+        """Make a fork hold these tokens instead, with new pages for positions from that of `start` on to
+        `end`, to be filled before `commit`; False, with nothing changed, where there are too few."""
+        size = self._pool.page_size
+        num_kept = start // size
+        if self._pool.pages_for(end) - num_kept > self._pool.num_available:
+            return False
+        self.tokens = tokens
+        self.shift_salt, self.shifted_from = salt, start
+        self._cut(num_kept * size)
+        self.reserve(end)
+        return True
+
+    def take_pages(self, other: Context) -> None:
+        """Take over the pages of another context of the same tokens, which then has none."""
+        self._cut(0)
+        self.page_ids, other.page_ids = other.page_ids, []
+        self.num_computed, other.num_computed = other.num_computed, 0
+        self.num_peak = self.num_computed
+        self.shift_salt, self.shifted_from = other.shift_salt, other.shifted_from
 
     def next_page_key(self, end: int) -> tuple[NodeId, tuple[int, ...]] | None:
         """The index key of the page it computes next, if that page is full before `end`."""
@@ -149,6 +210,14 @@ class Context:
             self.num_computed += size
         self.num_peak = max(self.num_peak, self.num_computed)
         return self.num_computed - before
+
+    def pages_to(self, end: int) -> tuple[set[PageId], int]:
+        """To make positions up to `end` writable: the pages it would keep, and how many it would take."""
+        first = self.num_computed // self._pool.page_size
+        kept = set(self.page_ids)
+        if first < len(self.page_ids) and not self._pool.is_writable(self.page_ids[first]):
+            kept.discard(self.page_ids[first])
+        return kept, max(self._pool.pages_for(end) - len(kept), 0)
 
     def reserve(self, end: int) -> list[PageCopy] | None:
         """Make positions `num_computed .. end-1` writable.
@@ -179,6 +248,8 @@ class Context:
         self._check()
 
     def _parent_node(self, index: int) -> NodeId:
+        if self.shift_salt and index == self.shifted_from // self._pool.page_size:
+            return self._pool.root(self.shift_salt)
         if index == 0:
             return self._pool.root(self.salt)
         return self._pool.node_of(self.page_ids[index - 1])
@@ -206,7 +277,7 @@ class Context:
             raise KernelBug(f"context {self.context_id} of {self.pid} computed beyond its tokens")
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix(left: Sequence[Any], right: Sequence[Any]) -> int:
     """How many leading items two sequences share."""
     length = min(len(left), len(right))
     return next((i for i in range(length) if left[i] != right[i]), length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from typing import NewType, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class CoreInfo:
     """Law 6: logits depend on (model, tokens) alone, bit for bit."""
     description: str
     """For people: path, dtype, threads, instruction set."""
+    can_shift: bool = False
+    """Whether it is a `ShiftingCore`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,27 @@ class SequenceSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """Some consecutive tokens that were at `source` and are to be at `target`."""
+
+    source: int
+    target: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVShift:
+    """K/V to copy between the pages of two contexts, each key turned from where it was to where it is
+    to be. No page is in both what is read and what is written."""
+
+    source_ids: tuple[PageId, ...]
+    """Page table of the positions that K/V are read from."""
+    target_ids: tuple[PageId, ...]
+    """... and written to."""
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step: page copies first, in order, then every slice in one batch."""
 
@@ -113,6 +136,9 @@ class StepResult:
     """Pages that came back of each load; this and the times are the pager's, no core sets them."""
     computing_s: float = 0.0
     loading_s: float = 0.0
+    """From the first page asked for to the last one there; part of it while the core computed."""
+    stalled_s: float = 0.0
+    """What the step lasted longer for its loads."""
 
 
 class Core(Protocol):
@@ -139,6 +165,22 @@ class Core(Protocol):
         """Put back what `read_page` of a core of the same fingerprint gave, bit for bit."""
         ...
 
+    def page_view(self, page_id: PageId) -> memoryview | None:
+        """A page's memory, to be written where it lies; None where pages are not in host memory.
+
+        Other threads may write it while `execute` computes a plan that does not name the page.
+        """
+        ...
+
     def close(self) -> None:
         """Give memory back. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ShiftingCore(Core, Protocol):
+    """A core that can move K/V to other positions; its `info.can_shift` is True."""
+
+    def shift(self, shift: KVShift) -> None:
+        """Do it. Blocks. Never called during `execute`."""
         ...

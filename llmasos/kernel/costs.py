@@ -9,6 +9,9 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+ATTENDED_PER_TOKEN = 1500
+"""Attending to so many positions costs what the rest of a token does (`benchmarks.core_cost` measures
+it): what depends on it is how much dearer a late page is than an early one, not what a step costs."""
 _KEEP = 0.98
 """Share of the weight that a measurement keeps when the next one arrives."""
 _NUM_DURATIONS = 64
@@ -28,7 +31,7 @@ class Line:
     _nn: float = 0.0
     _ns: float = 0.0
 
-    def observe(self, n: int, seconds: float) -> None:
+    def observe(self, n: float, seconds: float) -> None:
         """Take in one measurement."""
         if n <= 0 or not math.isfinite(seconds) or seconds < 0:
             return
@@ -66,6 +69,11 @@ class Line:
         return self.fixed_s * times + self.each_s * n
 
 
+def work(num_tokens: int, start: int = 0) -> float:
+    """What computing positions costs, in tokens that attend to nothing."""
+    return num_tokens * (1 + (start + num_tokens / 2) / ATTENDED_PER_TOKEN)
+
+
 @dataclass(slots=True)
 class Costs:
     """Bringing positions back: computing them, or loading their pages."""
@@ -73,24 +81,32 @@ class Costs:
     step_tokens: int
     page_size: int
     compute: Line = field(default_factory=lambda: Line(prior=1e-3))
+    """By the `work` of a step."""
     load: Line = field(default_factory=lambda: Line(prior=1e-3))
     is_loading_forced: bool = False
     """Load whatever is stored, however little; for measuring."""
 
-    def compute_s(self, num_tokens: int) -> float:
-        """Seconds to compute positions, in as many steps as that takes."""
-        return self.compute.seconds(num_tokens, -(-num_tokens // self.step_tokens))
+    def compute_s(self, num_tokens: int, start: int = 0) -> float:
+        """Seconds that computing positions from `start` on takes longer. They ride in a step that is
+        needed anyway, but for what fills steps of its own."""
+        num_steps = max(-(-num_tokens // self.step_tokens) - 1, 0)
+        return self.compute.fixed_s * num_steps + self.compute.each_s * work(num_tokens, start)
 
     def load_s(self, num_tokens: int) -> float:
         """Seconds to load the pages of positions."""
         return self.load.seconds(-(-num_tokens // self.page_size))
 
-    def is_loading_cheaper(self, num_tokens: int) -> bool:
-        """Whether to load these positions and not compute them."""
-        return self.is_loading_forced or self._pays(num_tokens)
+    def page_s(self, start: int, *, can_load: bool) -> float:
+        """Seconds to have one page of many back, the one that begins at `start`, the cheaper way."""
+        computed = self.compute_s(self.page_size, start)
+        return min(self.load.each_s, computed) if can_load else computed
 
-    def _pays(self, num_tokens: int) -> bool:
-        return self.load_s(num_tokens) < self.compute_s(num_tokens)
+    def is_loading_cheaper(self, num_tokens: int, start: int = 0) -> bool:
+        """Whether to load these positions and not compute them."""
+        return self.is_loading_forced or self._pays(num_tokens, start)
+
+    def _pays(self, num_tokens: int, start: int = 0) -> bool:
+        return self.load_s(num_tokens) < self.compute_s(num_tokens, start)
 
     def return_s(self, num_tokens: int, *, can_load: bool) -> float:
         """Seconds to have positions back once they were given up, the cheaper way."""

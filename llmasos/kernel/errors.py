@@ -12,7 +12,11 @@
     │   └── UsageError          a command line that cannot be understood
     ├── ProcessError            about a process, to whoever asked
     │   ├── NoSuchProcess
-    │   └── NoSuchApp
+    │   ├── NoSuchApp
+    │   └── CheckpointRefused   a checkpoint that is not whole, or does not fit here
+    ├── JournalDamaged          what is recorded of one process fails its checks
+    ├── JournalFailed           the journal could not be written or read; nothing changed
+    │   └── JournalFull         the disk is full; the same write works once there is room
     ├── SyscallError            the process's, or its model's: the call did not happen as asked
     │   ├── InvalidArguments
     │   ├── NoSuchSyscall
@@ -23,6 +27,7 @@
     │   ├── OutOfMemory         the context can never fit the page pool
     │   ├── CoreFailed          the model driver failed on this process's work
     │   ├── Interrupted         a signal ended the call before it had a result
+    │   ├── MaybeDone           a crash ended the call; whether it happened cannot be known
     │   └── Failed              the driver tried and could not
     └── AppError                an app's own failure, told to its user
 
@@ -31,6 +36,7 @@ A message is one sentence that says what is wrong and, where there is one, what 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import ClassVar
 
 
@@ -88,6 +94,22 @@ class NoSuchProcess(ProcessError):
 
 class NoSuchApp(ProcessError):
     """No app of that name is installed."""
+
+
+class CheckpointRefused(ProcessError):
+    """A checkpoint's file is not whole, is no checkpoint, or does not fit this kernel or folder."""
+
+
+class JournalDamaged(LlmosError):
+    """What the journal holds of a process fails its checks; other processes are not affected."""
+
+
+class JournalFailed(LlmosError):
+    """The disk under the journal failed; the journal is as it was before."""
+
+
+class JournalFull(JournalFailed):
+    """The disk is full. The same batch can be written again once there is room."""
 
 
 class SyscallError(LlmosError):
@@ -150,6 +172,12 @@ class Interrupted(SyscallError):
     code = "interrupted"
 
 
+class MaybeDone(SyscallError):
+    """The kernel ended while the call was under way, and it cannot be told whether it happened."""
+
+    code = "maybe_done"
+
+
 class Failed(SyscallError):
     """The driver tried and could not; the message says why."""
 
@@ -158,3 +186,24 @@ class Failed(SyscallError):
 
 class AppError(LlmosError):
     """An app cannot go on, and its user should read why. Ends the process with exit code 1."""
+
+
+def code_of(error: LlmosError) -> str:
+    """What names an error's kind where classes do not go: in the journal and over a socket."""
+    return error.code if isinstance(error, SyscallError) else type(error).__name__
+
+
+def error_of(code: str, message: str) -> LlmosError:
+    """The error that `code_of` named; `Failed` for a name that this version does not know."""
+    return _kinds().get(code, Failed)(message)
+
+
+@cache
+def _kinds() -> dict[str, type[LlmosError]]:
+    kinds: dict[str, type[LlmosError]] = {}
+    waiting: list[type[LlmosError]] = [LlmosError]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        kinds[kind.code if issubclass(kind, SyscallError) else kind.__name__] = kind
+    return kinds

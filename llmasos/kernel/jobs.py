@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 class Job:
     """What every kind of job has in common. One job at a time works on a context."""
 
+    draws = False
+    """Whether the slice that reaches `end` samples a token."""
+
     def __init__(self, process: Process, context: Context) -> None:
         self.process = process
         self.context = context
@@ -140,6 +143,8 @@ class GenerateOptions:
 class GenerateJob(Job):
     """Draw tokens until a stop, a length, the window, a limit or an interrupt."""
 
+    draws = True
+
     def __init__(
         self,
         process: Process,
@@ -148,11 +153,17 @@ class GenerateJob(Job):
         options: GenerateOptions,
         *,
         context_length: int,
+        may_make_room: bool = False,
         matcher: Matcher | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> None:
+        """With `may_make_room`, a full window pauses it (`is_paused`) instead of ending it."""
         super().__init__(process, context)
+        self.is_paused = False
+        """Done for now: whoever waits for it makes room and resumes it, or ends it for good."""
+        self._began_at: float | None = None
         self._options = options
+        self._may_make_room = may_make_room
         self._context_length = context_length
         self._matcher = matcher
         self._tokenizer = tokenizer
@@ -160,6 +171,7 @@ class GenerateJob(Job):
         self._detokenizer = tokenizer.detokenizer()
         self._stops = StopStrings(options.stop)
         self._on_chunk = on_chunk
+        self._is_taking_up = False
         self._tokens_prompt = len(context.tokens)
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -181,7 +193,7 @@ class GenerateJob(Job):
         """See `Job.sample_spec`."""
         return SampleSpec(
             sampling=self._options.sampling,
-            uniform=uniform(self._seed, self._stream, len(self.context.tokens)),
+            uniform=uniform(self._seed, self._stream, self.context.num_ever),
             allowed=None if self._matcher is None else self._matcher.mask(),
             penalised=None if self._penalised is None else self._penalised.token_ids(),
             num_logprobs=self._options.num_logprobs,
@@ -189,29 +201,86 @@ class GenerateJob(Job):
 
     def accept(self, answer: SliceResult, now: float) -> None:
         """See `Job.accept`: the token is in the context already."""
-        token_id = self.context.tokens[-1]
+        token_id, logprob = self.context.tokens[-1], None
         if not self._token_ids:
             self._first_token_s = now - self.submitted_at
-        self._token_ids.append(token_id)
         if answer.logprob is not None:
-            self._logprobs.append(TokenLogprob(token_id, answer.logprob, answer.top_logprobs))
-        if self._penalised is not None:
-            self._penalised.add(token_id)
-        is_end = token_id in self._eos_ids and not self._options.ignore_eos
-        text = "" if is_end else self._detokenizer.push(token_id)
-        self._text_ends.append((self._text_ends or [0])[-1] + len(text))
-        text = self._stops.push(text)
-        if (reason := self._finish_reason(token_id, is_end=is_end)) is not None:
+            logprob = TokenLogprob(token_id, answer.logprob, answer.top_logprobs)
+        text = self._take(token_id, logprob)
+        reason = self._finish_reason(token_id)
+        if reason is FinishReason.WINDOW and self._may_make_room:
+            self._emit(text, (token_id,))
+            self._pause()
+        elif reason is not None:
             self._finish(reason, now, text, (token_id,))
         else:
             self._emit(text, (token_id,))
 
+    def take_up(self, chunks: Sequence[Chunk], now: float) -> None:
+        """Go on where an earlier run of the same generation stood after these chunks, whose tokens are
+        in the context already; nobody is told of them again. It may be done then."""
+        self._is_taking_up = True
+        self._tokens_prompt = max(self._tokens_prompt - sum(len(c.token_ids) for c in chunks), 0)
+        for chunk, is_last in zip(chunks, [*[False] * (len(chunks) - 1), True], strict=True):
+            if not chunk.token_ids:
+                self.interrupt(now)
+                break
+            token_id = chunk.token_ids[0]
+            text = self._take(token_id, chunk.logprob)
+            reason = self._finish_reason(token_id)
+            if is_last and reason is FinishReason.WINDOW and self._may_make_room:
+                self._emit(text, (token_id,))
+                self._pause()
+            elif is_last and reason is not None:
+                self._finish(reason, now, text, (token_id,))
+            else:  # it went on, whatever its context's length is by now
+                self._emit(text, (token_id,))
+        self._is_taking_up = False
+
+    def _take(self, token_id: int, logprob: TokenLogprob | None) -> str:
+        """Take a token in; the text that it completes."""
+        self._token_ids.append(token_id)
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        if self._penalised is not None:
+            self._penalised.add(token_id)
+        text = "" if self._is_end(token_id) else self._detokenizer.push(token_id)
+        self._text_ends.append((self._text_ends or [0])[-1] + len(text))
+        return self._stops.push(text)
+
+    def _is_end(self, token_id: int) -> bool:
+        return token_id in self._eos_ids and not self._options.ignore_eos
+
     def interrupt(self, now: float) -> None:
-        """See `Job.interrupt`."""
+        """See `Job.interrupt`; also for one that is paused."""
         self._finish(FinishReason.INTERRUPTED, now)
 
-    def _finish_reason(self, token_id: int, *, is_end: bool) -> FinishReason | None:
-        if is_end:
+    def end_full(self, now: float) -> None:
+        """End a paused generation: no room could be made."""
+        self._finish(FinishReason.WINDOW, now)
+
+    def resume(self) -> None:
+        """Go on, once submitted again, from a context that was made shorter before the reply."""
+        self._began_at = self._began
+        self.is_paused = self.is_done = self.context.is_held = False
+        if self._penalised is not None:
+            self._penalised = _Penalised(self.context.tokens)
+
+    @property
+    def _began(self) -> float:
+        return self.submitted_at if self._began_at is None else self._began_at
+
+    @property
+    def reply_start(self) -> int:
+        """Where in the context the tokens that it drew begin."""
+        return len(self.context.tokens) - len(self._token_ids)
+
+    def _pause(self) -> None:
+        if not self.is_done:  # a limit may have ended it with its last token
+            self.is_paused = self.is_done = self.context.is_held = True
+
+    def _finish_reason(self, token_id: int) -> FinishReason | None:
+        if self._is_end(token_id):
             return FinishReason.STOP
         if self._stops.hit:
             return FinishReason.STOP_STRING
@@ -227,8 +296,10 @@ class GenerateJob(Job):
 
     def _emit(self, text: str, token_ids: tuple[int, ...]) -> None:
         self._pieces.append(text)
+        if self._is_taking_up:
+            return
         if self._on_chunk is not None and (text or token_ids):
-            self._on_chunk(Chunk(text, token_ids))
+            self._on_chunk(Chunk(text, token_ids, self._logprobs[-1] if self._logprobs else None))
         limit = self.process.limits.tokens_out
         if not self.is_done and limit is not None and self.process.usage.tokens_out >= limit:
             self.fail(LimitExceeded(f"This process may sample {limit} tokens and has done so."))
@@ -238,7 +309,7 @@ class GenerateJob(Job):
     ) -> None:
         if reason is not FinishReason.STOP_STRING:
             text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        self.is_done = True
+        self.is_done, self.is_paused = True, False
         self._emit(text, token_ids)
         if reason is FinishReason.STOP_STRING:
             self._cut_context()
@@ -250,7 +321,7 @@ class GenerateJob(Job):
             tokens_prompt=self._tokens_prompt,
             tokens_cached=min(self.tokens_cached, self._tokens_prompt),
             first_token_s=self._first_token_s,
-            total_s=now - self.submitted_at,
+            total_s=now - self._began,
         )
 
     def _cut_context(self) -> None:
@@ -258,11 +329,12 @@ class GenerateJob(Job):
         shown = "".join(self._pieces)
         whole = [end for end in self._text_ends if end <= len(shown)]
         num_kept = whole.index(whole[-1]) + 1 if whole and whole[-1] else 0
+        start = self.reply_start
         rest = shown[self._text_ends[num_kept - 1] if num_kept else 0 :]
         rest_ids = self._tokenizer.encode(rest)
         self._token_ids[num_kept:] = rest_ids
         del self._logprobs[num_kept:]
-        self.context.truncate(self._tokens_prompt + num_kept)
+        self.context.truncate(start + num_kept)
         self.context.append(rest_ids)
 
 
@@ -296,4 +368,7 @@ def context_info(context: Context, context_length: int) -> ContextInfo:
         num_computed=context.num_computed,
         num_pages=len(context.page_ids),
         context_length=context_length,
+        window=context.window,
+        num_forgotten=context.num_forgotten,
+        is_exact=not context.shift_salt,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,21 @@ from llmasos.kernel.abi import (
     Limits,
     Pid,
     ProcessInfo,
+    WindowPolicy,
 )
-from llmasos.kernel.context import Context
-from llmasos.kernel.core import Core, CoreInfo, SequenceSlice, SliceResult, StepResult
+from llmasos.kernel.chat import Turn
+from llmasos.kernel.context import Context, common_prefix
+from llmasos.kernel.core import (
+    Core,
+    CoreInfo,
+    KVShift,
+    Run,
+    SequenceSlice,
+    ShiftingCore,
+    SliceResult,
+    StepPlan,
+    StepResult,
+)
 from llmasos.kernel.errors import (
     ContextTooLong,
     CoreFailed,
@@ -43,9 +55,18 @@ from llmasos.kernel.policies import FairShare, Policy
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program
 from llmasos.kernel.scheduler import Plan, Scheduler, too_large
+from llmasos.kernel.shift import Shift, from_page, runs_to_shift, shift_salt, shifted_from
 from llmasos.kernel.swap import Swap
+from llmasos.kernel.window import FREE_SHARE
 
 RATE_WINDOW_S = 5.0
+
+Record = Callable[[Process, tuple[Any, ...]], None]
+"""Takes one event of a process: its kind, then plain values; see `journal.events`."""
+
+
+def _forget(_process: Process, _event: tuple[Any, ...]) -> None:
+    """What becomes of events where no journal is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +81,8 @@ class KernelOptions:
     """While an interactive process lives, prompts are cut so that a step takes no longer than this."""
     residence_tokens: int = 256
     """When not all contexts fit into memory, what a process computes at least before another's turn."""
+    window_free_share: float = FREE_SHARE
+    """How much of a full window its policy frees."""
     max_processes: int = 4096
     num_finished_kept: int = 1000
     """Records of finished processes that `ps --all` still shows."""
@@ -96,6 +119,8 @@ class Kernel:
         self.processes: dict[Pid, Process] = {}
         self.num_steps = 0
         self.num_tokens_computed = 0
+        self.record: Record = _forget
+        """Told of every change to what a process has: its contexts and tokens (law 1)."""
         self._now = now
         self._started_at = self._charged_until = now()
         self._jobs: list[Job] = []
@@ -123,6 +148,18 @@ class Kernel:
             raise NoSuchProcess(f"Process {pid} has exited.")
         return process
 
+    def first_pid(self, pid: Pid) -> None:
+        """Number processes from here on: those of earlier kernels keep their numbers."""
+        self._next_pid = max(self._next_pid, pid)
+
+    def restore_process(self, process: Process) -> None:
+        """Take in a process of an earlier kernel, live or finished."""
+        self.processes[process.pid] = process
+        if process.exit is None:
+            self.groups.enter(process)
+        elif process.reaped:
+            self._finished.append(process.pid)
+
     def create_process(
         self,
         program: Program,
@@ -139,14 +176,11 @@ class Kernel:
     ) -> Process:
         """A new process with nothing in it, in its parent's group unless told otherwise.
 
-        Raises `OutOfMemory` when there are too many, `InvalidArguments` for a group that is none.
+        Raises `OutOfMemory` when there are too many, `LimitExceeded` when its group has too many, and
+        `InvalidArguments` for a group that is none.
         """
-        if sum(process.exit is None for process in self.processes.values()) >= (
-            self.options.max_processes
-        ):
-            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
         process = Process(
-            pid=Pid(self._next_pid),
+            pid=self.new_pid(),
             ppid=ppid,
             program=program,
             params=params,
@@ -159,10 +193,18 @@ class Kernel:
             group=self._group_of(ppid) if group is None else self.groups.open(group),
             is_interactive=is_interactive,
         )
-        self.groups.enter(process.group)
-        self._next_pid += 1
+        self.groups.admit(process)
         self.processes[process.pid] = process
         return process
+
+    def new_pid(self) -> Pid:
+        """A number that no process had before. Raises `OutOfMemory` when there are too many of them."""
+        if sum(process.exit is None for process in self.processes.values()) >= (
+            self.options.max_processes
+        ):
+            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
+        self._next_pid += 1
+        return Pid(self._next_pid - 1)
 
     def copy_contexts(self, parent: Process, child: Process) -> None:
         """Give the child a copy-on-write copy of every context, under the same ids."""
@@ -175,8 +217,11 @@ class Kernel:
                 stream=context.stream,
                 in_flight=self._is_in_flight(context),
             )
+            self.record(child, copy_event(context))
+            self._record_window(child, context)
         child.next_context_id = parent.next_context_id
         child.num_streams = parent.num_streams
+        self.record(child, ("numbers", child.next_context_id, child.num_streams))
 
     def children(self, pid: Pid) -> list[Process]:
         """Processes whose parent this is, finished ones included."""
@@ -201,13 +246,17 @@ class Kernel:
         for context in process.contexts.values():
             self._free(context)
         process.contexts.clear()
-        self.groups.leave(process.group)
+        self.groups.leave(process)
+        self.orphan_children(pid)
+        if process.ppid == KERNEL_PID:
+            self.reap(pid)
+
+    def orphan_children(self, pid: Pid) -> None:
+        """Nobody of this pid is there any more to wait for its children."""
         for child in self.children(pid):
             child.ppid = KERNEL_PID
             if child.exit is not None:
                 self.reap(child.pid)
-        if process.ppid == KERNEL_PID:
-            self.reap(pid)
 
     def reap(self, pid: Pid) -> None:
         """Record that a finished process was waited for; old records are forgotten in time."""
@@ -215,6 +264,7 @@ class Kernel:
         if process.reaped or process.exit is None:
             return
         process.reaped = True
+        self.record(process, ("reap",))
         self._finished.append(pid)
         while len(self._finished) > self.options.num_finished_kept:
             forgotten = self.processes.pop(self._finished.popleft())
@@ -232,48 +282,126 @@ class Kernel:
     def idle_context(self, process: Process, context_id: ContextId) -> Context:
         """The same, to change it; raises `InvalidArguments` while a job works on it."""
         context = self.context(process, context_id)
-        if context.busy:
+        if context.busy or context.is_held:
             raise InvalidArguments(f"Context {context_id} is being computed; wait for that first.")
         return context
 
-    def open_context(self, process: Process) -> Context:
-        """A new, empty context."""
+    def open_context(self, process: Process, window: WindowPolicy = WindowPolicy.ERROR) -> Context:
+        """A new, empty context. Raises `InvalidArguments` for a policy that the core cannot follow."""
+        if window is WindowPolicy.SHIFT and not self.info.can_shift:
+            raise InvalidArguments("This model's core cannot shift its keys; use the window slide.")
         context_id = self._next_context_id(process)
         context = Context(
-            self.pool, pid=process.pid, context_id=context_id, stream=process.next_stream()
+            self.pool,
+            pid=process.pid,
+            context_id=context_id,
+            stream=process.next_stream(),
+            window=window,
         )
         process.contexts[context_id] = context
+        self.record(process, ("open", context_id, context.stream))
+        self._record_window(process, context)
         return context
 
     def fork_context(self, process: Process, context: Context) -> Context:
         """A copy of a context within its process, drawing its own random numbers."""
-        context_id = self._next_context_id(process)
-        child = context.fork(
-            pid=process.pid,
-            context_id=context_id,
-            stream=process.next_stream(),
-            in_flight=self._is_in_flight(context),
+        child = self._fork(
+            process, context, self._next_context_id(process), stream=process.next_stream()
         )
-        process.contexts[context_id] = child
+        self.record(process, ("fork", child.context_id, context.context_id, child.stream))
         return child
+
+    def scratch_context(self, process: Process, context: Context) -> Context:
+        """A copy for a moment's work of the kernel's own: neither its owner nor the journal sees it,
+        and it takes no number that theirs could have had."""
+        process.num_scratch += 1
+        child = self._fork(process, context, ContextId(-process.num_scratch), stream=0)
+        child.is_scratch = True
+        return child
+
+    def blank_context(self, process: Process) -> Context:
+        """An empty one for a moment's work of the kernel's own, as `scratch_context`."""
+        process.num_scratch += 1
+        context_id = ContextId(-process.num_scratch)
+        context = Context(self.pool, pid=process.pid, context_id=context_id, stream=0)
+        context.is_scratch = True
+        process.contexts[context_id] = context
+        return context
 
     def close_context(self, process: Process, context: Context) -> None:
         """Forget a context and give its pages back."""
         del process.contexts[context.context_id]
         self._free(context)
+        if not context.is_scratch:
+            self.record(process, ("close", context.context_id))
 
     def append(self, process: Process, context: Context, token_ids: list[int]) -> None:
         """Add known tokens; raises `ContextTooLong` and changes nothing if they do not fit."""
-        total = len(context.tokens) + len(token_ids)
-        if total > self.info.context_length:
-            raise ContextTooLong(
-                f"The context would have {total} tokens and the model's window"
-                f" is {self.info.context_length}."
-            )
-        if any(not 0 <= token_id < self.info.vocab_size for token_id in token_ids):
-            raise InvalidArguments(f"Token ids go from 0 to {self.info.vocab_size - 1}.")
-        context.append(token_ids)
-        process.usage.tokens_in += len(token_ids)
+        self._check_tokens(len(context.tokens) + len(token_ids), token_ids)
+        self._append(process, context, token_ids)
+
+    def truncate(self, process: Process, context: Context, num_tokens: int) -> None:
+        """Forget the tokens from a position on, and which turns there were."""
+        self._cut(process, context, num_tokens)
+        self._say(process, context, Turn(num_tokens, [], [], None))
+
+    def take_turn(self, process: Process, context: Context, turn: Turn) -> None:
+        """Do to a chat what `chat.next_turn` found; raises as `append` does and then changes nothing."""
+        self._check_tokens(turn.num_kept + len(turn.token_ids), turn.token_ids)
+        if turn.num_kept < len(context.tokens):
+            self._cut(process, context, turn.num_kept)
+        self._append(process, context, turn.token_ids)
+        self._say(process, context, turn)
+
+    def forget(self, process: Process, context: Context, turn: Turn, num_forgotten: int) -> None:
+        """Do to a context what makes it shorter by so many tokens than it would be; as `take_turn`."""
+        self.take_turn(process, context, turn)
+        context.num_forgotten += num_forgotten
+        self._record_forgotten(process, context)
+
+    def begin_shift(
+        self, process: Process, context: Context, tokens: list[int], runs: Sequence[Run]
+    ) -> Shift | None:
+        """Have K/V of a context that is to hold other tokens copied to their new positions.
+
+        None where there is nothing to copy or the pool has too few pages. `execute_shift` is next.
+        """
+        wanted = runs_to_shift(context, tokens, runs)
+        if not wanted:
+            return None
+        start, end = shifted_from(context, wanted), wanted[-1].target + wanted[-1].count
+        target = self.scratch_context(process, context)
+        if not target.begin_shift(tokens, shift_salt(context, wanted), start, end):
+            self.close_context(process, target)
+            return None
+        first = start // self.info.page_size * self.info.page_size
+        work = KVShift(tuple(context.page_ids), tuple(target.page_ids), from_page(wanted, first))
+        return Shift(target, end - first, work, self.pager.moves((), ()))
+
+    def execute_shift(self, core: Core, shift: Shift) -> None:
+        """The part of a shift that is the engine thread's. Blocks; raises what the core raises."""
+        self.pager.execute(core, StepPlan(()), shift.moves)
+        if not isinstance(core, ShiftingCore):
+            raise KernelBug(f"a context is shifted on {type(core).__name__}, which cannot")
+        core.shift(shift.work)
+
+    def end_shift(
+        self, process: Process, context: Context, shift: Shift, turn: Turn, num_forgotten: int
+    ) -> bool:
+        """Make the context what it was shifted for, as `forget`; False, and nothing changed, where the
+        new pages were taken meanwhile."""
+        target = shift.target
+        self.pager.num_saved += len(shift.moves.saves)
+        if process.exit is not None:
+            return False
+        is_whole = tuple(target.page_ids) == shift.work.target_ids
+        if is_whole:
+            target.commit(shift.num_tokens)
+            self.forget(process, context, turn, num_forgotten)
+            context.take_pages(target)
+            self._record_shift(process, context)
+        self.close_context(process, target)
+        return is_whole
 
     # --- model work
 
@@ -291,7 +419,7 @@ class Kernel:
             )
         if (needed := self.pool.pages_for(job.end)) > self.pool.num_pages:
             raise too_large(job.end, needed, self.pool.num_pages)
-        if context.busy:
+        if context.busy or context.is_held:
             raise InvalidArguments(
                 f"Context {context.context_id} is being computed; wait for that first."
             )
@@ -300,9 +428,9 @@ class Kernel:
 
     def interrupt(self, job: Job) -> None:
         """End a job early with what it has: now, or in the commit of the step in flight."""
+        job.interrupted = True
         if job.is_done:
             return
-        job.interrupted = True
         if not job.in_step:
             job.interrupt(self._now())
             self._settle(job)
@@ -336,7 +464,7 @@ class Kernel:
         if len(result.slices) != len(plan.jobs) or len(result.loaded) != len(loads):
             raise KernelBug("a core answered another number of slices or loads than it was asked")
         self.pager.measure(plan.step, plan.moves, result)
-        elapsed_s -= result.loading_s
+        elapsed_s -= result.stalled_s
         now = self._now()
         num_sampled = 0
         for job, piece, answer in zip(plan.jobs, plan.step.slices, result.slices, strict=True):
@@ -420,6 +548,7 @@ class Kernel:
             swap_warning=swap.warning if swap else "",
             pages_saved=self.pager.num_saved,
             pages_loaded=self.pager.num_loaded,
+            groups=tuple(self.groups.infos()),
         )
 
     def check_integrity(self) -> None:
@@ -438,6 +567,65 @@ class Kernel:
                 raise KernelBug(f"process {process.pid} miscounts its jobs")
 
     # --- within
+
+    def _fork(
+        self, process: Process, context: Context, context_id: ContextId, *, stream: int
+    ) -> Context:
+        child = context.fork(
+            pid=process.pid,
+            context_id=context_id,
+            stream=stream,
+            in_flight=self._is_in_flight(context),
+        )
+        process.contexts[context_id] = child
+        return child
+
+    def _check_tokens(self, total: int, token_ids: Sequence[int]) -> None:
+        if total > self.info.context_length:
+            raise ContextTooLong(
+                f"The context would have {total} tokens and the model's window"
+                f" is {self.info.context_length}."
+            )
+        if any(not 0 <= token_id < self.info.vocab_size for token_id in token_ids):
+            raise InvalidArguments(f"Token ids go from 0 to {self.info.vocab_size - 1}.")
+
+    def _append(self, process: Process, context: Context, token_ids: Sequence[int]) -> None:
+        context.append(token_ids)
+        process.usage.tokens_in += len(token_ids)
+        if not context.is_scratch:
+            self.record(process, ("append", context.context_id, list(token_ids)))
+
+    def _cut(self, process: Process, context: Context, num_tokens: int) -> None:
+        context.truncate(num_tokens)
+        self.record(process, ("cut", context.context_id, num_tokens))
+
+    def _say(self, process: Process, context: Context, turn: Turn) -> None:
+        kept = common_prefix(context.messages, turn.messages)
+        context.messages, context.reply_start = turn.messages, turn.reply_start
+        new = [[message.role, message.content] for message in turn.messages[kept:]]
+        self.record(process, ("say", context.context_id, kept, new, turn.reply_start))
+        kept = common_prefix(context.starts, turn.starts)
+        if len(context.starts) > kept or len(turn.starts) > kept:
+            context.starts = turn.starts
+            self.record(process, ("starts", context.context_id, kept, turn.starts[kept:]))
+
+    def _record_window(self, process: Process, context: Context) -> None:
+        """What `open` and `copy` leave out, where there is any of it."""
+        if context.window is not WindowPolicy.ERROR:
+            self.record(process, ("window", context.context_id, context.window.value))
+        if context.starts:
+            self.record(process, ("starts", context.context_id, 0, list(context.starts)))
+        if context.num_forgotten:
+            self._record_forgotten(process, context)
+        if context.shift_salt:
+            self._record_shift(process, context)
+
+    def _record_forgotten(self, process: Process, context: Context) -> None:
+        self.record(process, ("forgot", context.context_id, context.num_forgotten))
+
+    def _record_shift(self, process: Process, context: Context) -> None:
+        event = ("shift", context.context_id, context.shift_salt, context.shifted_from)
+        self.record(process, event)
 
     def _take_in(self, job: Job, piece: SequenceSlice, answer: SliceResult, now: float) -> int:
         """Commit one slice; returns how many tokens were sampled (0 or 1)."""
@@ -470,7 +658,8 @@ class Kernel:
             if piece.sample is not None or job.num_remaining == 0:
                 try:
                     job.accept(answer, now)
-                except SyscallError as error:
+                except SyscallError as error:  # the token that broke it is not kept
+                    job.context.truncate(len(job.context.tokens) - (piece.sample is not None))
                     job.fail(error)
         if job.is_done:
             self._settle(job)
@@ -500,7 +689,8 @@ class Kernel:
 
     def _reuse(self, job: Job) -> None:
         """Take over pages that hold what the job would compute; that may be all there is to do."""
-        hit = job.context.adopt_prefix(job.end_of_reuse)
+        has_room = job.process.group.lacks_pages(job.context, job.end_of_reuse) is None
+        hit = job.context.adopt_prefix(job.end_of_reuse if has_room else 0)
         job.tokens_cached += hit
         job.process.usage.tokens_cached += hit
         job.process.usage.minor_faults += hit // self.info.page_size
@@ -589,6 +779,15 @@ class Kernel:
             self._recent.popleft()
         span = now - self._recent[0][0] if len(self._recent) > 1 else math.inf
         return sum(count for _, count in self._recent) / span if span > 0 else 0.0
+
+
+def copy_event(context: Context) -> tuple[Any, ...]:
+    """The event that makes a context like this one from nothing."""
+    messages = [[message.role, message.content] for message in context.messages]
+    return (
+        "copy", context.context_id, context.stream, list(context.tokens), messages,
+        context.reply_start,
+    )  # fmt: skip
 
 
 def _token(answer: SliceResult) -> int:

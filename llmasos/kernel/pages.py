@@ -5,23 +5,24 @@ but its content is in the prefix index), or *free*. Held + cached + free = total
 
 The prefix index is a trie of whole pages. A node is (parent node, the page's tokens), so a hit is
 an equality of tokens and never of hashes alone. A page in the index is *sealed*: its K/V are complete
-and nobody writes to it again. Two laws make eviction simple:
+and nobody writes to it again. Two laws of eviction:
 
-- whoever holds a sealed page holds its parents too, and gives pages back last one first;
-- so among cached pages the one given back longest ago never has a child that is cached or held.
+- whoever holds a sealed page holds its parents too, so a cached page has no child that is held;
+- a cached page that has children is not evicted before they are, however little it is worth.
 
-It stores page numbers only; K/V live in the core.
+Among those that may go `eviction` decides. It stores page numbers only; K/V live in the core.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NewType
 
 from llmasos.kernel.core import PageId
 from llmasos.kernel.errors import KernelBug
+from llmasos.kernel.eviction import Eviction, GreedyDual
 from llmasos.kernel.swap import page_key, root_key
 
 NodeId = NewType("NodeId", int)
@@ -36,15 +37,39 @@ class _Node:
     tokens: tuple[int, ...]
     page_id: PageId
     key: bytes
+    start: int
+    """Position of its first token."""
     num_children: int = 0
-    is_wanted: bool = False
-    """Worth saving when it is evicted: a parked context will ask for it, or several have used it."""
+    num_hits: int = 0
+    """How often somebody took it over since it was computed, or parked it to come back."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Worth saving when it is evicted: a parked context will ask for it, or several have used it."""
+        return self.num_hits > 0
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPage:
+    """What the worth of a cached page depends on."""
+
+    key: bytes
+    start: int
+    """Position of its first token: the later, the more each of its tokens attends to."""
+    is_wanted: bool
 
 
 class PagePool:
     """Reference counts, free list, prefix index and eviction for `num_pages` pages."""
 
-    def __init__(self, num_pages: int, page_size: int, *, fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        *,
+        fingerprint: str = "",
+        eviction: Eviction | None = None,
+    ) -> None:
         if num_pages < 1 or page_size < 1:
             raise KernelBug(f"a pool of {num_pages} pages of {page_size} positions makes no sense")
         self.num_pages = num_pages
@@ -53,7 +78,14 @@ class PagePool:
         """Told of each wanted page that is evicted, with its key, before it is given out."""
         self._free = [PageId(number) for number in range(num_pages - 1, -1, -1)]
         self._refs = [0] * num_pages
-        self._cached: OrderedDict[PageId, None] = OrderedDict()
+        self.cost_s: Callable[[CachedPage], float] = lambda _: 1.0
+        """Seconds that it would take to have a page back."""
+        self.eviction = eviction or GreedyDual()
+        self._cached: dict[PageId, tuple[float, int]] = {}
+        """Rank of each, and a number that breaks ties."""
+        self._leaves: list[tuple[float, int, PageId]] = []
+        """A heap of the cached pages that have no children, some of them out of date."""
+        self._num_cachings = 0
         self._index: dict[tuple[NodeId, tuple[int, ...]], _Node] = {}
         self._sealed: dict[PageId, _Node] = {}
         self._nodes: dict[NodeId, _Node] = {}
@@ -105,7 +137,7 @@ class PagePool:
                 raise KernelBug(f"page {page_id} is free and cannot be shared")
             del self._cached[page_id]
         if (node := self._sealed.get(page_id)) is not None:
-            node.is_wanted = True
+            node.num_hits += 1
         self._refs[page_id] += 1
 
     def release(self, page_ids: Sequence[PageId]) -> None:
@@ -115,8 +147,8 @@ class PagePool:
                 raise KernelBug(f"page {page_id} is given back but nobody holds it")
             self._refs[page_id] -= 1
             if self._refs[page_id] == 0:
-                if page_id in self._sealed:
-                    self._cached[page_id] = None
+                if (node := self._sealed.get(page_id)) is not None:
+                    self._cache(node)
                 else:
                     self._free.append(page_id)
 
@@ -141,9 +173,9 @@ class PagePool:
         return self._root_keys[node_id] if node is None else node.key
 
     def want(self, page_id: PageId) -> None:
-        """Have `on_evict` told when this page, if it is sealed, is evicted."""
+        """Somebody will ask for this page again: have `on_evict` told if it is sealed and evicted."""
         if (node := self._sealed.get(page_id)) is not None:
-            node.is_wanted = True
+            node.num_hits += 1
 
     def node_of(self, page_id: PageId) -> NodeId:
         """The index node of a sealed page."""
@@ -169,9 +201,11 @@ class PagePool:
             self.release([page_id])
             return known.page_id
         name = page_key(self.key_of(parent_id), key[1])
-        node = _Node(self._new_node_id(), parent_id, key[1], page_id, name)
+        parent = self._nodes.get(parent_id)
+        start = 0 if parent is None else parent.start + self.page_size
+        node = _Node(self._new_node_id(), parent_id, key[1], page_id, name, start)
         self._index[key] = self._sealed[page_id] = self._nodes[node.node_id] = node
-        if (parent := self._nodes.get(parent_id)) is not None:
+        if parent is not None:
             parent.num_children += 1
         return page_id
 
@@ -179,7 +213,7 @@ class PagePool:
         """Forget every cached prefix; returns how many pages became free."""
         count = len(self._cached)
         while self._cached:
-            page_id, _ = self._cached.popitem(last=False)
+            page_id = self._pop_leaf()
             self._forget(page_id)
             self._free.append(page_id)
         return count
@@ -200,6 +234,15 @@ class PagePool:
             raise KernelBug("pages free + cached + held differ from the total")
         if not cached <= self._sealed.keys() or free & self._sealed.keys():
             raise KernelBug("a cached page is not in the index, or a free one is")
+        offered = {
+            page_id
+            for rank, number, page_id in self._leaves
+            if self._is_current(rank, number, page_id)
+        }
+        if offered != {page_id for page_id in cached if not self._sealed[page_id].num_children}:
+            raise KernelBug(
+                "the pages that may be evicted are not the cached ones without children"
+            )
         self._check_index()
 
     def _check_index(self) -> None:
@@ -219,8 +262,36 @@ class PagePool:
         if not len(self._index) == len(self._sealed) == len(self._nodes):
             raise KernelBug("the index and the sealed pages differ")
 
+    def _cache(self, node: _Node) -> None:
+        self._num_cachings += 1
+        page = CachedPage(node.key, node.start, node.is_wanted)
+        rank = self.eviction.rank(num_hits=node.num_hits, cost_s=self.cost_s(page))
+        self._cached[node.page_id] = (rank, self._num_cachings)
+        self._offer(node)
+
+    def _offer(self, node: _Node) -> None:
+        """Let a page be evicted, if it is cached and nothing hangs on it."""
+        if node.page_id in self._cached and not node.num_children:
+            heapq.heappush(self._leaves, (*self._cached[node.page_id], node.page_id))
+            if len(self._leaves) > 2 * self.num_pages:
+                self._leaves = [leaf for leaf in self._leaves if self._is_current(*leaf)]
+                heapq.heapify(self._leaves)
+
+    def _is_current(self, rank: float, number: int, page_id: PageId) -> bool:
+        return self._cached.get(page_id) == (rank, number)
+
+    def _pop_leaf(self) -> PageId:
+        """Take the page that is worth least out of the cache."""
+        while self._leaves:
+            rank, number, page_id = heapq.heappop(self._leaves)
+            if self._is_current(rank, number, page_id):
+                del self._cached[page_id]
+                self.eviction.went(rank)
+                return page_id
+        raise KernelBug("pages are cached and none of them may be evicted")
+
     def _evict(self) -> PageId:
-        page_id, _ = self._cached.popitem(last=False)
+        page_id = self._pop_leaf()
         node = self._sealed[page_id]
         if node.is_wanted:
             self.on_evict(page_id, node.key)
@@ -235,6 +306,7 @@ class PagePool:
         del self._index[node.parent_id, node.tokens], self._nodes[node.node_id]
         if (parent := self._nodes.get(node.parent_id)) is not None:
             parent.num_children -= 1
+            self._offer(parent)
 
     def _new_node_id(self) -> NodeId:
         self._next_node_id += 1

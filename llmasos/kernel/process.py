@@ -77,8 +77,11 @@ class Process:
     num_streams: int = 0
     num_children: int = 0
     next_context_id: int = 0
+    num_scratch: int = 0
 
     stopped: bool = False
+    note: str = ""
+    """Why it stands still, where that is not its own doing."""
     waits_since: float = 0.0
     """When the latest of the syscalls it is in began."""
     waits_in: list[str] = field(default_factory=list)
@@ -152,4 +155,5 @@ class Process:
                 context.num_pages_proportional for context in self.contexts.values()
             ),
             group=self.group.path,
+            note=self.note,
         )

@@ -1,4 +1,4 @@
-"""The kernel under asyncio: the one file that knows about tasks, threads and time-outs.
+"""The kernel under asyncio: processes as tasks, signals, the engine's loop. Syscalls: `dispatch`.
 
 One event loop owns every kernel structure. One engine thread runs the core, a step at a time; while it
 computes, the loop serves syscalls. A step is awaited shielded: whatever is cancelled, it is committed.
@@ -11,14 +11,12 @@ STOP holds a process at the door of its next syscall and takes its jobs out of t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import time
-import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,69 +25,54 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from llmasos.kernel import branching
 from llmasos.kernel.abi import (
     Capabilities,
     Chunk,
     ExitStatus,
     GroupInfo,
+    GroupLimits,
     KernelStatus,
     Limits,
     Pid,
     ProcessInfo,
     Signal,
 )
-from llmasos.kernel.core import Core
-from llmasos.kernel.errors import (
-    AppError,
-    Failed,
-    Interrupted,
-    InvalidArguments,
-    KernelBug,
-    LimitExceeded,
-    LlmosError,
-    PermissionDenied,
-    SyscallError,
-    TimedOut,
-)
+from llmasos.kernel.archive import Archive
+from llmasos.kernel.branching import Beginning
+from llmasos.kernel.chat import Turn
+from llmasos.kernel.context import Context
+from llmasos.kernel.core import Core, Run
+from llmasos.kernel.debug import debug
+from llmasos.kernel.dispatch import Dispatcher
+from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
+from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
 from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.jobs import Job
+from llmasos.kernel.journal.branch import Past, past_of
+from llmasos.kernel.journal.entries import ProcessRow
+from llmasos.kernel.journal.events import Event
+from llmasos.kernel.journal.feed import Feed
+from llmasos.kernel.journal.history import History
+from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.output import Input, Output
+from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program, ProgramLoader
+from llmasos.kernel.recovery import Recovered, recover, spawn_values
 from llmasos.kernel.sampling import derive_seed
 from llmasos.kernel.scheduler import Plan
+from llmasos.kernel.strands import CallId, begin_strands
 from llmasos.kernel.swap import Swap
-from llmasos.kernel.syscall import Call, Syscall, SyscallTable
+from llmasos.kernel.syscall import Call, SyscallTable
+from llmasos.kernel.tasks import Task
 from llmasos.kernel.tokenizer import Tokenizer
 
 LONG_TEXT_CHARS = 20_000
 """Texts longer than this are tokenised in a worker thread."""
 
 NO_PARAMS: Mapping[str, Any] = {}
-
-
-@dataclass(slots=True, eq=False)
-class _Frame:
-    """A syscall that a process is in."""
-
-    scope: anyio.CancelScope
-    jobs: list[Job]
-    is_interrupted: bool = False
-
-
-@dataclass(slots=True)
-class _Task:
-    """A process's live half: gone once it has exited, but for what it printed."""
-
-    scope: anyio.CancelScope
-    output: Output
-    input: Input
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    resumed: asyncio.Event = field(default_factory=asyncio.Event)
-    frames: list[_Frame] = field(default_factory=list)
-    has_pending_int: bool = False
-    signal: Signal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +107,8 @@ class Runtime:
         seed: int = 0,
         now: Callable[[], float] = time.time,
         swap: Swap | None = None,
+        journal: Journal | None = None,
+        archives: Callable[[Process], Archive] | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer
@@ -132,21 +117,33 @@ class Runtime:
         self.cache_folder = cache_folder
         self.capabilities = capabilities or Capabilities(root=os.getcwd())
         """What processes spawned from outside hold unless told otherwise."""
+        self.archives = archives
+        """Each process's archive, where this kernel keeps any."""
         self.now = now
         self._core = core
         self._swap = swap
         self._programs = programs
         self._seed = seed
         self._num_spawned = 0
-        self._tasks: dict[Pid, _Task] = {}
+        self._tasks: dict[Pid, Task] = {}
+        self._journal = journal
+        self._dispatcher = Dispatcher(self, self._tasks, journal)
+        self.is_ending = False
+        """Processes that end now are ended by the kernel's own end."""
+        self._is_suspending = False
         self._work = asyncio.Event()
         self._group: anyio.abc.TaskGroup | None = None
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="llmasos-engine")
-        self._drivers = anyio.CapacityLimiter(64)
+        if journal is not None:
+            self.kernel.record = self._record
+            self.kernel.first_pid(Pid(journal.store.next_pid))
+            self._num_spawned = journal.store.next_pid - 1
 
     async def __aenter__(self) -> Self:
         self._group = await anyio.create_task_group().__aenter__()
         self._group.start_soon(self._run_engine)
+        if self._journal is not None:
+            self._journal.on_bug = self._stop_on
         return self
 
     async def __aexit__(
@@ -156,6 +153,11 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         group = self._running_group()
+        if group.cancel_scope.cancel_called:  # a bug stops the kernel: its processes come back
+            self._is_suspending = True
+        self.is_ending = True
+        for task in self._tasks.values():
+            task.scope.cancel()
         group.cancel_scope.cancel()
         try:
             if kind is not None and issubclass(kind, asyncio.CancelledError):
@@ -172,6 +174,15 @@ class Runtime:
             self._core.close()
             if self._swap is not None:
                 self._swap.close()
+            if self._journal is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._journal.aclose()
+
+    async def recover(self) -> Recovered:
+        """Bring back the processes that had not ended when an earlier kernel of this journal did."""
+        if self._journal is None:
+            return Recovered()
+        return await recover(self, self._journal, self._come_back)
 
     # --- processes
 
@@ -189,14 +200,20 @@ class Runtime:
         stdin: bool = False,
         group: str | None = None,
         interactive: bool | None = None,
+        foreground: bool = False,
+        call: CallId | None = None,
     ) -> Pid:
-        """Start a process and return its pid at once.
+        """Start a process and return its pid, once that is in the journal.
 
         Without `stdin`, the process reads the end of file. A child's capabilities must come from the
         caller already attenuated. `group` is a path such as `batch/nightly`, by default its parent's
-        group. `interactive` (somebody waits at a terminal) is by default whether it has `stdin`.
+        group. `interactive` (somebody waits at a terminal) is by default whether it has `stdin`. After a
+        crash a `foreground` process comes back stopped: who waited for it is gone. `call` is its
+        parent's syscall, made again after a crash perhaps: then its child is there already.
         Raises `NoSuchApp`, `InvalidArguments`, `OutOfMemory`.
         """
+        if (known := self._child_of(ppid, call)) is not None:
+            return known
         loaded = self._programs(program) if isinstance(program, str) else program
         loaded.check(params)
         process = self.kernel.create_process(
@@ -211,16 +228,25 @@ class Runtime:
             group=group,
             is_interactive=stdin if interactive is None else interactive,
         )
-        self._start(process, Input(is_open=stdin))
+        self._begin(process, call, stdin=stdin, foreground=foreground)
+        self._start(process, Task(Output(), Input(is_open=stdin)))
+        await self.flushed()
         return process.pid
 
     async def fork(
-        self, pid: Pid, params: Mapping[str, Any] | None = None, *, title: str = ""
+        self,
+        pid: Pid,
+        params: Mapping[str, Any] | None = None,
+        *,
+        title: str = "",
+        call: CallId | None = None,
     ) -> Pid:
         """Run a process's program again in a child that holds copies of its contexts, copy-on-write.
 
         The child has the parent's capabilities, limits, niceness and (unless given) parameters.
         """
+        if (known := self._child_of(pid, call)) is not None:
+            return known
         parent = self.kernel.live(pid)
         if params is not None:
             parent.program.check(params)
@@ -234,9 +260,61 @@ class Runtime:
             nice=parent.nice,
             seed=parent.child_seed(),
         )
+        self._begin(child, call, stdin=True, foreground=False)
         self.kernel.copy_contexts(parent, child)
-        self._start(child, Input(is_open=True))
+        self._start(child, Task(Output(), Input(is_open=True)))
+        await self.flushed()
         return child.pid
+
+    async def branch(
+        self, pid: Pid, *, until: int | None = None, beginning: Beginning | None = None
+    ) -> Pid:
+        """Start a process whose past is the first `until` events of another one's, live or finished, or
+        all of them; return its pid once that is in the journal. See `journal.branch` for what it shares.
+
+        Raises `NoSuchProcess`, `ProcessError`, `JournalDamaged`.
+        """
+        journal = self._kept_journal()
+        past = past_of(pid, await journal.events(pid), until)
+        return await self.begin_with(past, beginning or Beginning())
+
+    async def begin_with(self, past: Past, beginning: Beginning) -> Pid:
+        """The same for a past that comes from elsewhere, as a restored checkpoint's does."""
+        journal = self._kept_journal()
+        new_pid = branching.branch(self, journal, past, beginning, self._come_back)
+        await self.flushed()
+        return new_pid
+
+    async def shared_outcome(self, pid: Pid, child: Pid) -> tuple[ExitStatus, str]:
+        """See `branching.outcome_of_shared_child`."""
+        return await branching.outcome_of_shared_child(self, self._journal, self._tasks, pid, child)
+
+    async def history(self, pid: Pid) -> History:
+        """All that a process, live or finished, has done. Raises `NoSuchProcess`, `JournalDamaged`."""
+        return History(pid, await self._kept_journal().events(pid))
+
+    @property
+    def home_id(self) -> str:
+        """Names the home whose journal this is."""
+        return self._kept_journal().store.home_id
+
+    async def read_pages(self, spans: Sequence[Span]) -> dict[bytes, bytes]:
+        """The K/V of these tokens, as far as it is in memory or in swap; by keys without a salt."""
+        found = sources(self.kernel.pool, spans)
+        read = functools.partial(read_sources, self._core, self._swap, found)
+        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, read)
+
+    async def put_pages(self, spans: Sequence[Span], pages: Mapping[bytes, bytes]) -> int:
+        """Put K/V of these tokens into swap, under the spans' salt; returns how many pages that was."""
+        if self._swap is None:
+            return 0
+        put = functools.partial(put_pages, self.kernel.pool, self._swap, spans, pages)
+        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, put)
+
+    def _kept_journal(self) -> Journal:
+        if self._journal is None:
+            raise ProcessError("This kernel keeps no journal; set LLMASOS_JOURNAL to durable.")
+        return self._journal
 
     async def wait(self, pid: Pid) -> ExitStatus:
         """Wait for a process to exit and reap it; returns at once for a finished one."""
@@ -252,8 +330,9 @@ class Runtime:
         """Send a signal; raises `NoSuchProcess` if the process has exited."""
         process = self.kernel.live(pid)
         task = self._tasks[pid]
+        self._record(process, ("sig", int(signal)))
         if signal is Signal.STOP:
-            process.stopped = True
+            process.stopped = task.deliveries.is_held = True
             task.resumed.clear()
         elif signal is Signal.CONT:
             self._resume(process, task)
@@ -264,19 +343,39 @@ class Runtime:
             self._resume(process, task)
             task.scope.cancel()
 
+    async def flushed(self) -> None:
+        """Wait until the journal has everything that has happened."""
+        if self._journal is not None:
+            await self._journal.ticket().wait()
+
+    def suspend(self) -> None:
+        """Let what still runs come back with the next kernel of this home; leave right after this.
+
+        Without a journal it is lost.
+        """
+        self._is_suspending = self._journal is not None
+
     def renice(self, pid: Pid, nice: int) -> None:
         """Change a process's niceness: -20 (first) to 19 (last)."""
         if not -20 <= nice <= 19:
             raise InvalidArguments("Niceness goes from -20 to 19.")
-        self.kernel.live(pid).nice = nice
+        process = self.kernel.live(pid)
+        process.nice = nice
+        self._record(process, ("nice", nice))
 
     def set_interactive(self, pid: Pid, interactive: bool) -> None:
         """Bring a process to the foreground, where its work goes before batch work, or take it back."""
-        self.kernel.live(pid).is_interactive = interactive
+        process = self.kernel.live(pid)
+        process.is_interactive = interactive
+        self._record(process, ("front", interactive))
 
     def set_group_weight(self, path: str, weight: int) -> None:
         """Give a group its weight among its siblings: 1 to 10000, by default 100."""
         self.kernel.groups.set_weight(path, weight)
+
+    def set_group_limits(self, path: str, limits: GroupLimits) -> None:
+        """Limit what a group and everything below it may use; see `GroupTree.set_limits`."""
+        self.kernel.groups.set_limits(path, limits)
 
     def groups(self) -> list[GroupInfo]:
         """See `Kernel.group_infos`."""
@@ -286,13 +385,31 @@ class Runtime:
         """See `Kernel.ps`."""
         return self.kernel.ps(all=all)
 
+    async def remembered(self, limit: int) -> list[ProcessRow]:
+        """Finished processes that the journal knows, the newest `limit` of all it knows at most."""
+        if self._journal is None:
+            return []
+        store = self._journal.store
+        rows = await anyio.to_thread.run_sync(lambda: store.rows(limit=limit))
+        return [row for row in rows if row.ended_at is not None]
+
     def info(self, pid: Pid) -> ProcessInfo:
         """One process's row; raises `NoSuchProcess`."""
         return self.kernel.process(pid).info(self.now())
 
     def status(self) -> KernelStatus:
-        """See `Kernel.status`."""
-        return self.kernel.status()
+        """See `Kernel.status`; and the journal's."""
+        status = self.kernel.status()
+        if self._journal is None:
+            return status
+        journal = self._journal.status
+        return replace(
+            status,
+            journal=journal.level.value,
+            journal_bytes=journal.size_bytes,
+            journal_lag_s=journal.lag_s,
+            journal_warning=journal.warning,
+        )
 
     def output(self, pid: Pid) -> AsyncIterator[str]:
         """A process's stdout from its beginning, then live until it exits."""
@@ -306,10 +423,11 @@ class Runtime:
         """Add to a process's stdout."""
         self._task(pid).output.write(text)
 
-    def send_input(self, pid: Pid, text: str | None) -> None:
+    async def send_input(self, pid: Pid, text: str | None) -> None:
         """Send a line to a process's stdin, or None for the end of file."""
-        self.kernel.live(pid)
+        self._record(self.kernel.live(pid), ("in", text))
         self._task(pid).input.send(text)
+        await self.flushed()
 
     async def read_input(self, pid: Pid) -> str | None:
         """The process's next line of stdin, or None at its end."""
@@ -324,32 +442,16 @@ class Runtime:
         args: Mapping[str, Any],
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Any:
-        """Do what a process asks for. The one place that authorises, limits and accounts.
-
-        Raises `SyscallError`; an unforeseen failure of a driver comes as `Failed`.
-        """
-        process = self.kernel.live(pid)
-        task = self._tasks[pid]
-        await self._while_stopped(process, task)
-        if task.has_pending_int:
-            task.has_pending_int = False
-            raise Interrupted("The process was interrupted.")
-        process.usage.num_syscalls += 1
-        entry = self.syscalls[name]
-        if not process.capabilities.allows(name):
-            raise PermissionDenied(f"This process may not call {name}.")
-        arguments = entry.validate(args)
-        call = Call(pid, process.capabilities, self, on_chunk)
-        with self._frame(process, task, call, name):
-            result = await self._drive(entry, call, arguments)
-        await self._while_stopped(process, task)
-        return result
+        """See `Dispatcher.syscall`."""
+        return await self._dispatcher.syscall(pid, name, args, on_chunk)
 
     async def run_job(self, call: Call, job: Job) -> Any:
         """Queue model work, wait for it, return its result or raise its error.
 
         If the waiter is cancelled the job is ended, in the commit of the step in flight at the latest.
         """
+        if job.is_done:  # its last token came before a crash, its result did not
+            return _result_of(job)
         finished = asyncio.Event()
         job.on_done = lambda _: finished.set()
         self.kernel.submit(job)
@@ -363,9 +465,31 @@ class Runtime:
                 self.kernel.interrupt(job)
                 with anyio.CancelScope(shield=True):
                     await finished.wait()
-        if job.error is not None:
-            raise job.error
-        return job.result
+        return _result_of(job)
+
+    async def shift(
+        self, process: Process, context: Context, turn: Turn, runs: Sequence[Run], forgotten: int
+    ) -> bool:
+        """Make a context shorter as `Kernel.forget` does, but keep the K/V of some runs, shifted to where
+        they are then; False, with nothing changed, where that cannot be. Is never left half done.
+        """
+        tokens = context.tokens[: turn.num_kept] + turn.token_ids
+        shift = self.kernel.begin_shift(process, context, tokens, runs)
+        if shift is None:
+            return False
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope(shield=True):
+            try:
+                await loop.run_in_executor(
+                    self._engine_thread, self.kernel.execute_shift, self._core, shift
+                )
+            except KernelBug:
+                raise
+            except Exception as error:  # noqa: BLE001 - a driver may raise anything
+                debug(error)
+                self.kernel.close_context(process, shift.target)
+                return False
+        return self.kernel.end_shift(process, context, shift, turn, forgotten)
 
     async def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text, in a worker thread if it is long."""
@@ -374,49 +498,9 @@ class Runtime:
             return encode()
         return await anyio.to_thread.run_sync(encode)
 
-    # --- within: syscalls
+    # --- within: signals
 
-    async def _drive(self, entry: Syscall, call: Call, arguments: dict[str, Any]) -> Any:
-        try:
-            with anyio.fail_after(entry.deadline_s):
-                if entry.is_async:
-                    return await entry.function(call, **arguments)
-                run = functools.partial(entry.function, call, **arguments)
-                return await anyio.to_thread.run_sync(
-                    run, abandon_on_cancel=True, limiter=self._drivers
-                )
-        except TimeoutError as error:
-            raise TimedOut(f"{entry.name} took longer than {entry.deadline_s} s.") from error
-        except LlmosError:
-            raise
-        except Exception as error:
-            _debug(error)
-            raise Failed(f"{entry.name} failed: {type(error).__name__}: {error}") from error
-
-    @contextlib.contextmanager
-    def _frame(self, process: Process, task: _Task, call: Call, name: str) -> Iterator[None]:
-        """Mark that a process is in a syscall, so that INT can end it and `ps` can name it."""
-        with anyio.CancelScope() as scope:
-            frame = _Frame(scope, call.jobs)
-            task.frames.append(frame)
-            began = process.waits_since = self.now()
-            process.waits_in.append(name)
-            try:
-                yield
-            finally:
-                task.frames.remove(frame)
-                process.waits_in.remove(name)
-                self.kernel.pager.waits.record(name, self.now() - began)
-        if frame.is_interrupted:
-            if scope.cancelled_caught:
-                raise Interrupted(f"{name} was interrupted.")
-            task.has_pending_int = True
-
-    async def _while_stopped(self, process: Process, task: _Task) -> None:
-        while process.stopped:
-            await task.resumed.wait()
-
-    def _interrupt(self, task: _Task) -> None:
+    def _interrupt(self, task: Task) -> None:
         if not task.frames:
             task.has_pending_int = True
         for frame in task.frames:
@@ -428,48 +512,124 @@ class Runtime:
 
     # --- within: processes
 
-    def _start(self, process: Process, stdin: Input) -> None:
-        task = _Task(anyio.CancelScope(), Output(), stdin)
+    def _begin(
+        self, process: Process, call: CallId | None, *, stdin: bool, foreground: bool
+    ) -> None:
+        """Have the journal know of a new process, and its parent of a child."""
+        if self._journal is None:
+            return
+        started = spawn_values(process, stdin=stdin, foreground=foreground, core=self.kernel.info)
+        row = ProcessRow(
+            process.pid, process.ppid, process.app, process.title, process.started_at, 0
+        )
+        self._journal.begin(row, ("spawn", started))
+        parent = self.kernel.processes.get(process.ppid)
+        if parent is not None:
+            self._record(parent, ("child", process.pid, call, parent.num_children))
+            if call is not None:
+                self._tasks[parent.pid].children[call] = process.pid
+
+    def _child_of(self, ppid: Pid, call: CallId | None) -> Pid | None:
+        if call is None or ppid not in self._tasks:
+            return None
+        return self._tasks[ppid].children.get(call)
+
+    def _record(self, process: Process, event: Event) -> None:
+        if self._journal is None or self._is_suspending:
+            return
+        if event[0] == "reap":
+            self._journal.reap(process.pid)
+        elif process.exit is None:
+            self._journal.record(process.pid, event)
+
+    def _come_back(self, process: Process, task: Task, history: History) -> None:
+        """Start a process that was read from the journal; its app is run again up to the present."""
+
+        def diverge(problem: str) -> None:
+            self.hold(process.pid, f"Diverged from its journal: {problem}")
+
+        task.feed = Feed(
+            history,
+            task.deliveries,
+            decode=lambda name, value: self.syscalls[name].decode_result(value),
+            diverge=diverge,
+            give_up=functools.partial(self._dispatcher.give_up, process, task),
+        )
+        self._start(process, task)
+
+    def are_catching_up(self, pids: Set[Pid]) -> bool:
+        """Whether any of these is still being given what it was given under an earlier kernel."""
+        return any(
+            task.feed is not None and not task.feed.is_over and not task.deliveries.is_held
+            for pid in pids
+            if (task := self._tasks.get(pid)) is not None and not task.done.is_set()
+        )
+
+    def adopt(self, process: Process, task: Task) -> None:
+        """Take in a finished process that was read from the journal."""
+        task.done.set()
+        self._tasks[process.pid] = task
+
+    def program(self, name: str) -> Program:
+        """The app of that name; raises what its loader raises."""
+        return self._programs(name)
+
+    def hold(self, pid: Pid, reason: str) -> None:
+        """Stop a process until somebody looks at it; `ps` says why."""
+        process, task = self.kernel.live(pid), self._tasks[pid]
+        process.stopped = task.deliveries.is_held = True
+        task.resumed.clear()
+        process.note = reason
+
+    def _start(self, process: Process, task: Task) -> None:
         self._tasks[process.pid] = task
         self._running_group().start_soon(self._run_process, process, task)
 
-    async def _run_process(self, process: Process, task: _Task) -> None:
-        status = ExitStatus(128 + Signal.KILL, "The kernel shut down.", Signal.KILL)
+    async def _run_process(self, process: Process, task: Task) -> None:
+        """Run a process to its end. Only `task`'s own scopes end it: what is cancelled around the
+        kernel is not the process's doing and must not look so in its journal."""
+        begin_strands()
+        status: ExitStatus | None = None
         try:
-            with task.scope, anyio.move_on_after(process.limits.wall_s) as limit:
-                status = await self._run_program(process)
+            if process.limits.wall_s is not None:
+                left_s = process.limits.wall_s - task.ran_s
+                task.limit.deadline = anyio.current_time() + left_s
+            with anyio.CancelScope(shield=True), task.scope, task.limit:
+                port = _Port(process.pid, self)
+                status = await run_program(process.program, port, process.params)
+                if task.feed is not None:
+                    await task.feed.ended()
             if task.signal is not None:
-                status = ExitStatus(128 + task.signal, f"Ended by {task.signal.name}.", task.signal)
-            elif limit.cancelled_caught:
-                status = ExitStatus(124, f"Ran longer than {process.limits.wall_s:g} s.")
+                status = killed_by(task.signal)
+            elif task.limit.cancelled_caught and process.limits.wall_s is not None:
+                status = out_of_time(process.limits.wall_s)
+            elif self.is_ending and task.scope.cancel_called:
+                status = None  # cut short: how it took that says nothing
         finally:
-            self.kernel.exit_process(process.pid, status)
-            task.output.close()
-            task.done.set()
-            self._forget_old_output()
+            self._end(process, task, status)
 
-    async def _run_program(self, process: Process) -> ExitStatus:
-        port = _Port(process.pid, self)
-        try:
-            return ExitStatus(await process.program.run(port, process.params))
-        except Interrupted as error:
-            return ExitStatus(128 + Signal.INT, str(error), Signal.INT)
-        except (LimitExceeded, TimedOut) as error:
-            return ExitStatus(124, str(error))
-        except (SyscallError, AppError) as error:
-            return ExitStatus(1, str(error))
-        except KernelBug:
-            raise
-        except Exception as error:  # noqa: BLE001 - an app's defect ends that app only
-            _debug(error)
-            return ExitStatus(1, f"{type(error).__name__}: {error}")
+    def _end(self, process: Process, task: Task, status: ExitStatus | None) -> None:
+        """A process's task is over; without a status the kernel's own end has ended it."""
+        comes_back = status is None and (self._is_suspending or not self.is_ending)
+        status = status or KERNEL_ENDED
+        self._is_suspending = self._is_suspending or comes_back
+        if self._journal is not None and not comes_back:
+            self._journal.end(process.pid, status, self.now())
+        self.kernel.exit_process(process.pid, status)
+        task.output.close()
+        task.done.set()
+        self._forget_old_output()
 
-    def _resume(self, process: Process, task: _Task) -> None:
-        process.stopped = False
+    def _resume(self, process: Process, task: Task) -> None:
+        if task.feed is not None and task.feed.has_diverged and task.signal is None:
+            return  # there is nothing that it could go on with
+        process.stopped = task.deliveries.is_held = False
+        process.note = ""
         task.resumed.set()
+        task.deliveries.poke()
         self._work.set()
 
-    def _task(self, pid: Pid) -> _Task:
+    def _task(self, pid: Pid) -> Task:
         self.kernel.process(pid)
         return self._tasks[pid]
 
@@ -490,6 +650,8 @@ class Runtime:
 
     async def _run_engine(self) -> None:
         while True:
+            if self._journal is not None and self._journal.is_stuck:
+                await self._journal.moving()
             plan = self.kernel.plan()
             if plan is None:
                 self._work.clear()
@@ -509,10 +671,16 @@ class Runtime:
             except KernelBug:
                 raise
             except Exception as error:  # noqa: BLE001 - a driver may raise anything
-                _debug(error)
+                debug(error)
                 self.kernel.abandon(plan, str(error).partition("\n")[0] or type(error).__name__)
                 return
         self.kernel.commit(plan, result, time.perf_counter() - started)
+
+    def _stop_on(self, bug: KernelBug) -> None:
+        async def stop() -> None:
+            raise bug
+
+        self._running_group().start_soon(stop)
 
     def _running_group(self) -> anyio.abc.TaskGroup:
         if self._group is None:
@@ -520,13 +688,14 @@ class Runtime:
         return self._group
 
 
+def _result_of(job: Job) -> Any:
+    if job.error is not None:
+        raise job.error
+    return job.result
+
+
 def _first_leaf(group: BaseExceptionGroup[Any]) -> BaseException:
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first
-
-
-def _debug(error: BaseException) -> None:
-    if os.environ.get("LLMASOS_DEBUG"):
-        traceback.print_exception(error)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from llmasos.kernel.abi import Message
 from llmasos.kernel.core import (
     CoreInfo,
+    KVShift,
     PageId,
     SampleSpec,
     SequenceSlice,
@@ -174,6 +175,7 @@ class ScriptedCore:
             num_pages=num_pages,
             exact=True,
             description="a script, for tests",
+            can_shift=True,
         )
         self.script = script
         self.num_tokens = 0
@@ -191,6 +193,21 @@ class ScriptedCore:
         self.num_tokens += plan.num_tokens
         return StepResult(tuple(self._answer(piece) for piece in plan.slices))
 
+    def shift(self, shift: KVShift) -> None:
+        """See `ShiftingCore.shift`; raises `KernelBug` where what is read was never computed."""
+        size = self.info.page_size
+        moved: list[tuple[PageId, int, int]] = []
+        for run in shift.runs:
+            for offset in range(run.count):
+                page, slot = divmod(run.source + offset, size)
+                token = int(self._slots[shift.source_ids[page], slot])
+                page, slot = divmod(run.target + offset, size)
+                moved.append((shift.target_ids[page], slot, token))
+        if any(token < 0 for _, _, token in moved):
+            raise KernelBug("a position is shifted that was never computed")
+        for page_id, slot, token in moved:
+            self._slots[page_id, slot] = token
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -203,6 +220,10 @@ class ScriptedCore:
         if len(content) != self.info.bytes_per_page:
             raise KernelBug(f"a page of {len(content)} bytes was to be put back")
         self._slots[page_id] = np.frombuffer(content, dtype=np.int64)
+
+    def page_view(self, page_id: PageId) -> None:
+        """See `Core.page_view`: pages are put back by `write_page`, whose checks are wanted."""
+        return
 
     def _write(self, piece: SequenceSlice) -> None:
         if not piece.tokens or len(piece.page_ids) * self.info.page_size < piece.end:

@@ -1,22 +1,25 @@
-"""The tiers below a core's pages: host memory for what is being written, then segment files on disk.
+"""The tiers below a core's pages: host memory (`swap_host`), what is being written, segment files on disk.
 
 A page is stored under its key, which names the model's fingerprint and every token from the first of the
 context to the last of the page; so a page that is found is the right one, of whichever process, and also
 after a restart. It comes back only if every byte of it is as it was written: a damaged, truncated, vanished
 or foreign page is one that was never stored, and is computed again.
 
-`put` copies nothing to disk itself: an I/O thread writes batches behind it. A disk that fills up or fails
-turns writing off, with a warning; what is stored already stays readable and the kernel goes on.
+`put` copies nothing to disk itself: an I/O thread writes batches behind it. `read` fills the memory that it
+is given in other threads, while the engine computes. A disk that fills up or fails turns writing off, with
+a warning; what is stored already stays readable and the kernel goes on.
 
-`put` and `get` are the engine thread's, `has` and `status` anybody's.
+`put` and `read` are the engine thread's, `has` and `status` anybody's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +32,14 @@ from llmasos.kernel.swap_files import (
     Buffer,
     SegmentFolder,
     Storage,
-    content_of,
     header_of,
+    read_record,
     scan,
     segment_name,
     segment_number,
 )
+from llmasos.kernel.swap_host import HostTier
+from llmasos.kernel.swap_reads import Reads, Wanted
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ MAX_PENDING_BYTES = 256 * 2**20
 SEGMENTS = 16
 """A full swap is about so many files: the oldest goes whole when room is needed."""
 MAX_SEGMENT_BYTES = 256 * 2**20
+NUM_READERS = 2
+"""Threads that read pages: one waits for the disk while another checks what came."""
 PATIENCE_S = 1.0
 """How long the engine waits for a disk that cannot keep up before it lets a page go."""
 
@@ -66,7 +73,9 @@ class SwapStatus:
 
     num_pages: int
     num_bytes: int
+    """Of host memory and of the disk, each page as often as it lies there."""
     max_bytes: int
+    """Of the disk."""
     num_written: int
     num_read: int
     num_bad: int
@@ -100,16 +109,23 @@ class Swap:
         *,
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_pending_bytes: int = MAX_PENDING_BYTES,
+        host_bytes: int = 0,
         writer: Executor | None = None,
+        readers: Executor | None = None,
     ) -> None:
-        """Read the index of what is stored. Blocks for one small read a page. `writer` runs the
-        writes, one at a time; None is a thread of its own."""
+        """Read the index of what is stored. Blocks for one small read a page. `host_bytes` of memory
+        keep pages from the disk for a while. `writer` runs the writes, one at a time, and `readers` the
+        reads; None is threads of its own."""
         self._storage = storage
         self._max_bytes = max_bytes
         self._segment_bytes = min(MAX_SEGMENT_BYTES, max(max_bytes // SEGMENTS, 1))
         self._max_pending = max_pending_bytes
         self._writer = writer or ThreadPoolExecutor(1, thread_name_prefix="llmasos-swap")
+        self._readers = readers or ThreadPoolExecutor(
+            NUM_READERS, thread_name_prefix="llmasos-swap-read"
+        )
         self._changed = threading.Condition()
+        self._host = HostTier(host_bytes)
         self._pending: dict[bytes, Buffer] = {}
         self._pending_bytes = 0
         self._is_draining = False
@@ -124,9 +140,11 @@ class Swap:
         self._make_room(0)
 
     @classmethod
-    def in_folder(cls, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Swap:
+    def in_folder(
+        cls, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, host_bytes: int = 0
+    ) -> Swap:
         """A swap of segment files there. Raises `ConfigError` where the folder cannot be made."""
-        return cls(SegmentFolder(folder), max_bytes=max_bytes)
+        return cls(SegmentFolder(folder), max_bytes=max_bytes, host_bytes=host_bytes)
 
     @property
     def is_writable(self) -> bool:
@@ -134,9 +152,9 @@ class Swap:
         return not self._warning
 
     def has(self, key: bytes) -> bool:
-        """Whether `get` would look for the page; it may still turn out to be damaged."""
+        """Whether `read` would look for the page; it may still turn out to be damaged."""
         with self._changed:
-            return key in self._pending or key in self._places
+            return self._has(key)
 
     def put(self, key: bytes, content: Buffer) -> None:
         """Take a page, to be written behind the caller's back; `content` must not change any more.
@@ -144,49 +162,45 @@ class Swap:
         Waits where the disk cannot keep up, and drops the page when that takes too long.
         """
         with self._changed:
-            if not self.is_writable or key in self._pending or key in self._places:
+            if not self.is_writable or self._has(key):
                 return
-            if not self._changed.wait_for(lambda: self._has_room(len(content)), PATIENCE_S):
-                return
-            if not self.is_writable:
-                return
-            self._pending[key] = content
-            self._pending_bytes += len(content)
-            must_start, self._is_draining = not self._is_draining, True
-        if must_start:
-            self._writer.submit(self._drain)
+            pushed_out = self._host.put(key, content, is_dirty=True)
+        self._write_behind(pushed_out)
 
-    def get(self, key: bytes, num_bytes: int) -> Buffer | None:
-        """A page of this many bytes, every one checked, or None; then it is forgotten. Blocks."""
+    def read(self, wanted: Sequence[Wanted], *, now: Callable[[], float]) -> Reads:
+        """Begin to fill each target with its page, every byte checked. A page that is not as it was
+        written, or not of its target's size, is not found, and forgotten."""
+        reads = Reads(wanted, self._read_into, order=self._in_file_order(wanted), now=now)
+        reads.start(self._readers, NUM_READERS)
+        return reads
+
+    def read_ahead(self, keys: Sequence[bytes]) -> None:
+        """These pages will be wanted soon: have the system fetch them from the disk meanwhile."""
         with self._changed:
-            content = self._pending.get(key)
-            place = self._places.get(key)
-            if content is None and place is None:
-                return None
-        if content is None and place is not None:
-            content = self._read(key, place)
-        with self._changed:
-            if content is not None and len(content) == num_bytes:
-                self._num_read += 1
-                return content
-            self._num_bad += 1
-            self._forget(key)
-            return None
+            places = [place for key in keys if (place := self._places.get(key)) is not None]
+        if places:
+            self._readers.submit(self._hint, _neighbours(places))
 
     def flush(self) -> None:
         """Wait until what was put is written or given up. Blocks."""
         with self._changed:
+            dirty = self._host.clean()
+        self._write_behind(dirty)
+        with self._changed:
             self._changed.wait_for(lambda: not self._is_draining)
 
     def close(self) -> None:
-        """Write what waits and stop the I/O thread."""
+        """Write what waits and stop the I/O threads."""
         self.flush()
         self._writer.shutdown()
+        self._readers.shutdown()
+        self._storage.close()
 
     def clear(self) -> None:
         """Forget and delete everything that is written; blocks."""
         self.flush()
         with self._changed:
+            self._host.clear()
             for number in list(self._segments):
                 self._remove_segment(number)
 
@@ -195,8 +209,8 @@ class Swap:
         """Counts, for people and tests."""
         with self._changed:
             return SwapStatus(
-                num_pages=len(self._places) + len(self._pending),
-                num_bytes=self._num_bytes + self._pending_bytes,
+                num_pages=len(self._places) + len(self._pending) + len(self._host),
+                num_bytes=self._num_bytes + self._pending_bytes + self._host.num_bytes,
                 max_bytes=self._max_bytes,
                 num_written=self._num_written,
                 num_read=self._num_read,
@@ -206,16 +220,64 @@ class Swap:
 
     # --- within: reading
 
-    def _read(self, key: bytes, place: _Place) -> memoryview | None:
+    def _in_file_order(self, wanted: Sequence[Wanted]) -> list[int]:
+        """Numbers of the pages, those in memory first, then as they lie on the disk."""
+        with self._changed:
+            places = [self._places.get(key) for key, _ in wanted]
+        where = [(place.segment, place.offset) if place else (-1, 0) for place in places]
+        return sorted(range(len(wanted)), key=where.__getitem__)
+
+    def _read_into(self, key: bytes, target: memoryview) -> bool:
+        with self._changed:
+            content = self._host.get(key) or self._pending.get(key)
+            place = self._places.get(key)
+        if content is None and place is None:
+            return False
+        if content is None and place is not None:
+            is_whole = self._read_place(key, place, target)
+        elif is_whole := content is not None and len(content) == len(target):
+            target[:] = content
+        with self._changed:
+            if is_whole:
+                self._num_read += 1
+            else:
+                self._num_bad += 1
+                self._forget(key)
+        return is_whole
+
+    def _write_behind(self, pages: Sequence[tuple[bytes, Buffer]]) -> None:
+        """Queue pages for the disk, waiting a while where it cannot keep up."""
+        for key, content in pages:
+            size = len(content)
+            with self._changed:
+                if not self._changed.wait_for(functools.partial(self._has_room, size), PATIENCE_S):
+                    continue
+                if not self.is_writable or key in self._pending or key in self._places:
+                    continue
+                self._pending[key] = content
+                self._pending_bytes += size
+                must_start, self._is_draining = not self._is_draining, True
+            if must_start:
+                self._writer.submit(self._drain)
+
+    def _read_place(self, key: bytes, place: _Place, target: memoryview) -> bool:
+        name = segment_name(place.segment)
         try:
-            record = self._storage.read(segment_name(place.segment), place.offset, place.num_bytes)
+            is_whole = read_record(self._storage, name, place.offset, key=key, content=target)
         except OSError as error:
             _log.warning("A swapped page could not be read (%s); it is computed again.", error)
-            return None
+            return False
         with self._changed:
             if (segment := self._segments.get(place.segment)) is not None:
                 segment.last_used = self._tick()
-        return content_of(record, key)
+            pushed_out = self._keep(key, target) if is_whole else []
+        self._write_behind(pushed_out)
+        return is_whole
+
+    def _hint(self, places: Sequence[_Place]) -> None:
+        for place in places:
+            with contextlib.suppress(OSError):  # whoever reads it will find out
+                self._storage.read_ahead(segment_name(place.segment), place.offset, place.num_bytes)
 
     def _read_index(self) -> None:
         """Files that cannot be read hold nothing; pages of other models are kept for their day."""
@@ -286,6 +348,15 @@ class Swap:
 
     # --- within: with the lock held
 
+    def _keep(self, key: bytes, content: memoryview) -> list[tuple[bytes, Buffer]]:
+        """Have a page that came from the disk in host memory too, where there is such a tier."""
+        if not self._host.has_room(len(content)):
+            return []
+        return self._host.put(key, bytes(content), is_dirty=False)
+
+    def _has(self, key: bytes) -> bool:
+        return key in self._host or key in self._pending or key in self._places
+
     @property
     def _num_bytes(self) -> int:
         return sum(segment.num_bytes for segment in self._segments.values())
@@ -319,6 +390,7 @@ class Swap:
             segment.keys.add(key)
 
     def _forget(self, key: bytes) -> None:
+        self._host.drop(key)
         if (place := self._places.pop(key, None)) is not None:
             self._segments[place.segment].keys.discard(key)
 
@@ -329,3 +401,15 @@ class Swap:
     def _turn_off(self, error: OSError) -> None:
         self._warning = f"swap takes no more pages: {error.strerror or error}"
         _log.warning("Swap is off for new pages (%s); contexts are computed again instead.", error)
+
+
+def _neighbours(places: Sequence[_Place]) -> list[_Place]:
+    """The same bytes in as few places as can be: records that follow each other become one."""
+    merged: list[_Place] = []
+    for place in sorted(places, key=lambda place: (place.segment, place.offset)):
+        last = merged[-1] if merged else None
+        if last and (last.segment, last.offset + last.num_bytes) == (place.segment, place.offset):
+            merged[-1] = _Place(last.segment, last.offset, last.num_bytes + place.num_bytes)
+        else:
+            merged.append(place)
+    return merged

@@ -17,13 +17,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_type_hints, is_typeddict
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 
 from llmasos.kernel.abi import Capabilities, Chunk, Effect, Pid, SyscallInfo
 from llmasos.kernel.errors import ConfigError, InvalidArguments, NoSuchSyscall
+from llmasos.kernel.strands import UNNAMED, CallId
 
 if TYPE_CHECKING:
     from llmasos.kernel.jobs import Job
@@ -43,14 +53,33 @@ class Call:
     """Where a streaming syscall sends its pieces as they come; None when nobody listens."""
     jobs: list[Job] = field(default_factory=list)
     """Its model work under way; the runtime keeps it."""
+    id: CallId = UNNAMED
+    """Names it among the calls of its process, also when it is made again after a crash."""
+    begun_at: float = 0.0
+    """When the app asked, under whichever kernel."""
+    idempotency_key: str = ""
+    """The same however often this call is tried, and another for every other call: for the other side."""
+    chunks: tuple[Chunk, ...] = ()
+    """What it had streamed when a kernel ended under it."""
+    receipt: Any = None
+    """What it was about to do when a kernel ended under it; see `intend`."""
+    planner: Callable[[Any], None] | None = None
+    """Behind `intend`."""
 
     @property
     def root(self) -> Path:
         """The folder that the calling process is confined to, as an absolute path."""
         return Path(self.capabilities.root)
 
+    def intend(self, receipt: Any) -> None:
+        """Have on disk what is about to be done, of JSON's types: where the kernel ends before the
+        result is known, the call is made again with this as its `receipt`. For drivers in worker threads;
+        blocks. Raises `Interrupted` where the call was given up meanwhile: then do nothing."""
+        if self.planner is not None:
+            self.planner(receipt)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Syscall:
     """A driver with everything the kernel and a model need to know about it."""
 
@@ -59,6 +88,8 @@ class Syscall:
     arguments: type[BaseModel]
     is_async: bool
     deadline_s: float | None
+    is_repeatable: bool
+    """Whether a call that a crash cut short is simply made again, with its `receipt`."""
 
     @property
     def name(self) -> str:
@@ -74,6 +105,29 @@ class Syscall:
             raise InvalidArguments(f"{self.name}: {problems}.") from error
         return {name: getattr(model, name) for name in type(model).model_fields}
 
+    def decode_result(self, value: Any) -> Any:
+        """A result from JSON's types to those that the driver is annotated to return.
+
+        Raises `ValueError` for what cannot be one.
+        """
+        return self._result.validate_python(value) if self._result else value
+
+    def check_result_type(self) -> None:
+        """Raise `TypeError` where results of the annotated type could not be read back."""
+        try:
+            _ = self._result
+        except PydanticUserError as error:
+            raise TypeError(f"{self.name}: {error}") from error
+
+    @cached_property
+    def _result(self) -> TypeAdapter[Any] | None:
+        """Of the annotated result (its parameters' annotations may not be there at run time); None where a
+        value of JSON's types is the result already."""
+        annotations = {"return": self.function.__annotations__.get("return", Any)}
+        holder, names = SimpleNamespace(__annotations__=annotations), self.function.__globals__
+        kind = get_type_hints(holder, names, include_extras=True)["return"]
+        return None if kind is Any or is_typeddict(kind) else TypeAdapter(kind)
+
 
 def _describe(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "arguments"
@@ -86,11 +140,16 @@ def syscall(
     effect: Effect,
     deadline_s: float | None = DEFAULT_DEADLINE_S,
     tool: bool = True,
+    repeatable: bool | None = None,
 ) -> Callable[[Callable[..., Any]], Syscall]:
     """Make a function a syscall. `tool=False` keeps it out of what models are offered.
 
     `deadline_s` None leaves the call unbounded: for calls that wait for people or processes.
+    `repeatable` says whether a call that a crash cut short may be made again: by default what is pure or
+    reads. A driver that writes and can tell from its `receipt` what became of it may say so too.
     """
+    if repeatable is None:
+        repeatable = effect in (Effect.PURE, Effect.READ)
 
     def decorate(function: Callable[..., Any]) -> Syscall:
         arguments = _arguments_model(name, function)
@@ -102,7 +161,7 @@ def syscall(
             tool=tool,
         )
         is_async = inspect.iscoroutinefunction(function)
-        return Syscall(info, function, arguments, is_async, deadline_s)
+        return Syscall(info, function, arguments, is_async, deadline_s, repeatable)
 
     return decorate
 

@@ -9,19 +9,22 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from llmasos.kernel.abi import Capabilities
 from llmasos.kernel.errors import ConfigError
-from llmasos.shell.home import kernel_lock
+from llmasos.shell.home import JOURNAL_NAME, kernel_lock
 from llmasos.shell.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from llmasos.kernel.core import Core
+    from llmasos.kernel.journal.store import JournalStore
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.swap import Swap
     from llmasos.kernel.syscall import Syscall
@@ -39,7 +42,9 @@ async def boot(
     threads: int | None = None,
     step_tokens: int | None = None,
 ) -> AsyncGenerator[Runtime]:
-    """Boot a kernel and yield it; leaving kills what still runs.
+    """Boot a kernel and yield it; leaving kills what still runs (unless `Runtime.suspend` was called).
+
+    What ran when an earlier kernel of this home crashed comes back first.
 
     What is not given comes from LLMASOS_* variables and the home's config.toml. Processes spawned
     without capabilities of their own see the files under `root`. On a terminal a model that is
@@ -68,8 +73,9 @@ async def booted(
         loaded = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
         async with (
             _mounted(settings) as mounted,
-            _runtime(settings, *loaded, os.path.abspath(root), mounted) as runtime,
+            _runtime(settings, loaded, os.path.abspath(root), mounted) as runtime,
         ):
+            await runtime.recover()
             yield runtime
 
 
@@ -92,12 +98,23 @@ async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
         yield mounts.syscalls
 
 
-def _load(settings: Settings) -> tuple[Core, Tokenizer, Swap | None]:
-    """The model's core, its tokenizer, and its swap unless that is off. Blocks for as long as
-    reading the weights takes."""
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a kernel is made of; swap and journal only where they are on."""
+
+    core: Core
+    tokenizer: Tokenizer
+    swap: Swap | None
+    store: JournalStore | None
+
+
+def _load(settings: Settings) -> _Loaded:
+    """Read the weights and open what is on disk. Blocks for as long as that takes."""
+    from llmasos.kernel.core import PageId
     from llmasos.kernel.cores.torch_core import TorchCore
     from llmasos.kernel.models import ModelKind, ModelStore
     from llmasos.kernel.swap import Swap
+    from llmasos.kernel.swap_host import DEFAULT_HOST_BYTES
 
     model = ModelStore(settings.home / "models").open(settings.model)
     if model.kind is not ModelKind.DECODER:
@@ -118,30 +135,46 @@ def _load(settings: Settings) -> tuple[Core, Tokenizer, Swap | None]:
     )
     swap = None
     if settings.swap:
-        swap = Swap.in_folder(settings.home / "swap", max_bytes=settings.swap)
-    return core, model.load_tokenizer(), swap
+        has_pages_in_host_memory = core.page_view(PageId(0)) is not None
+        swap = Swap.in_folder(
+            settings.home / "swap",
+            max_bytes=settings.swap,
+            host_bytes=0 if has_pages_in_host_memory else DEFAULT_HOST_BYTES,
+        )
+    return _Loaded(core, model.load_tokenizer(), swap, _open_journal(settings))
+
+
+def _open_journal(settings: Settings) -> JournalStore | None:
+    from llmasos.kernel.journal.entries import Level
+    from llmasos.kernel.journal.store import JournalStore
+
+    level = Level(settings.journal)
+    if level is Level.OFF:
+        return None
+    return JournalStore.open(settings.home / JOURNAL_NAME, level=level)
 
 
 def _runtime(
-    settings: Settings,
-    core: Core,
-    tokenizer: Tokenizer,
-    swap: Swap | None,
-    root: str,
-    mounted: tuple[Syscall, ...],
+    settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
     from llmasos.apps.builtin import load_builtin
+    from llmasos.kernel.journal.entries import Level
+    from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
     from llmasos.syscalls import builtin_syscalls
+    from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
 
     options = KernelOptions()
     if settings.step_tokens is not None:
         options = KernelOptions(step_tokens=settings.step_tokens)
+    journal = None
+    if loaded.store is not None:
+        journal = Journal(loaded.store, level=Level(settings.journal), now=time.time)
     return Runtime(
-        core,
-        tokenizer,
+        loaded.core,
+        loaded.tokenizer,
         syscalls=builtin_syscalls(
             sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"), mounted=mounted
         ),
@@ -149,5 +182,7 @@ def _runtime(
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),
         options=options,
-        swap=swap,
+        swap=loaded.swap,
+        journal=journal,
+        archives=archives_in(settings.home / "cache", now=time.time),
     )

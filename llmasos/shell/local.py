@@ -18,8 +18,11 @@ from llmasos.kernel.abi import (
     Signal,
     SyscallInfo,
 )
+from llmasos.kernel.branching import Beginning
 from llmasos.kernel.errors import KernelBug
-from llmasos.shell.session import SpawnRequest
+from llmasos.shell.checkpoints import restore, save
+from llmasos.shell.records import MAX_ROWS, process_info
+from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 
 if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
@@ -65,6 +68,8 @@ class LocalSession:
         self._apps = apps
         self.stopping = anyio.Event()
         """Set once someone asked for the kernel's end; its owner waits for it."""
+        self.is_ended = False
+        """Whether someone said what is to become of what runs: else it comes back."""
         self.kept = False
         """Whether someone asked that it stays though nobody needs it."""
 
@@ -74,14 +79,19 @@ class LocalSession:
 
     async def ps(self, *, all: bool = False) -> list[ProcessInfo]:
         """Live processes by pid; with `all`, finished ones too."""
-        return sorted(self._runtime.ps(all=all), key=lambda process: process.pid)
+        processes = self._runtime.ps(all=all)
+        if all:
+            known = {process.pid for process in processes}
+            rows = await self._runtime.remembered(MAX_ROWS)
+            processes += [process_info(row) for row in rows if row.pid not in known]
+        return sorted(processes, key=lambda process: process.pid)
 
     async def info(self, pid: Pid) -> ProcessInfo:
         """One row of `ps`."""
         return self._runtime.info(pid)
 
     async def spawn(self, request: SpawnRequest) -> Pid:
-        """Start a process. Whose foreground it is does not matter here: leaving ends everything."""
+        """Start a process."""
         return await self._runtime.spawn(
             request.app,
             dict(request.params),
@@ -91,6 +101,7 @@ class LocalSession:
             nice=request.nice,
             seed=request.seed,
             stdin=request.stdin,
+            foreground=request.foreground,
         )
 
     async def fork(
@@ -99,6 +110,26 @@ class LocalSession:
         """Start a copy of a process."""
         return await self._runtime.fork(pid, params, title=title)
 
+    async def branch(
+        self, pid: Pid, until: int | None = None, *, title: str = "", foreground: bool = False
+    ) -> Pid:
+        """Start a process with another's past."""
+        beginning = Beginning(title=title, foreground=foreground)
+        return await self._runtime.branch(pid, until=until, beginning=beginning)
+
+    async def checkpoint(self, pid: Pid, request: CheckpointRequest) -> int:
+        """Write it to a file."""
+        return await save(self._runtime, pid, request)
+
+    async def restore(self, request: RestoreRequest) -> Pid:
+        """Start what is in a file."""
+        return await restore(self._runtime, request)
+
+    async def resume(self, pid: Pid) -> None:
+        """Let it go on."""
+        self._runtime.set_interactive(pid, True)
+        await self.signal(pid, Signal.CONT)
+
     async def wait(self, pid: Pid) -> ExitStatus:
         """How it ended, once it has."""
         return await self._runtime.wait(pid)
@@ -106,10 +137,12 @@ class LocalSession:
     async def signal(self, pid: Pid, signal: Signal) -> None:
         """Send a signal."""
         self._runtime.signal(pid, signal)
+        await self._runtime.flushed()
 
     async def renice(self, pid: Pid, nice: int) -> None:
         """Change its share of the model."""
         self._runtime.renice(pid, nice)
+        await self._runtime.flushed()
 
     def output(self, pid: Pid) -> AsyncGenerator[str]:
         """Its output from the beginning, then live until it exits."""
@@ -121,7 +154,7 @@ class LocalSession:
 
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Add to its stdin; None is end of file."""
-        self._runtime.send_input(pid, text)
+        await self._runtime.send_input(pid, text)
 
     async def dialogue(self, pid: Pid) -> AsyncGenerator[str | None]:
         """Its output, with None wherever it has come to ask for a line of input."""
@@ -151,6 +184,9 @@ class LocalSession:
         """Let it stay."""
         self.kept = True
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, *, suspend: bool = False) -> None:
         """Tell the kernel's owner to end it."""
+        self.is_ended = True
+        if suspend:
+            self._runtime.suspend()
         self.stopping.set()

@@ -20,7 +20,7 @@ from typing import Any, TypeVarTuple
 import anyio
 
 import llmasos
-from llmasos.kernel.abi import Pid, Signal
+from llmasos.kernel.abi import Pid, ProcessInfo, ProcessState, Signal
 from llmasos.kernel.errors import ConfigError, KernelLost, NoKernel, NoSuchProcess
 from llmasos.shell.guard import as_told
 from llmasos.shell.home import SOCKET_NAME, socket_path
@@ -33,8 +33,8 @@ Ts = TypeVarTuple("Ts")
 
 STREAMS = ("output", "dialogue")
 CALLS = (
-    "status", "ps", "info", "spawn", "fork", "wait", "signal", "renice", "output_text",
-    "send_input", "apps", "syscalls", "keep", "shutdown",
+    "status", "ps", "info", "spawn", "fork", "branch", "checkpoint", "restore", "resume", "wait",
+    "signal", "renice", "output_text", "send_input", "apps", "syscalls", "keep", "shutdown",
 )  # fmt: skip
 GRACE_S = 3.0
 """From TERM to KILL for the foreground processes of a client that vanished."""
@@ -86,7 +86,7 @@ class Server:
     async def until_unneeded(
         self, is_kept: Callable[[], bool], is_orphan: Callable[[], bool]
     ) -> None:
-        """Wait until no client holds a session and no process is left, for a moment at least.
+        """Wait until no client holds a session and no process is at work, for a moment at least.
 
         The first client is waited for as long as the one that started us lives (`is_orphan`).
         Afterwards no client is taken any more: it starts another kernel.
@@ -96,7 +96,7 @@ class Server:
         num_quiet = 0
         while num_quiet < 10 or is_kept():
             await anyio.sleep(IDLE_S / 10)
-            busy = bool(self._foreground) or bool(await self._session.ps())
+            busy = bool(self._foreground) or any(map(_is_at_work, await self._session.ps()))
             num_quiet = 0 if busy else num_quiet + 1
         self._is_ending = True
 
@@ -141,6 +141,8 @@ class Server:
             result: Any = await self._spawn(values["request"], session)
         elif verb == "fork":
             result = await self._fork(values, session)
+        elif verb in ("branch", "restore", "resume"):
+            result = await self._take_up(verb, values, session)
         else:
             result = await getattr(self._session, verb)(**values)
         await channel.send({"result": encode(result)})
@@ -159,6 +161,18 @@ class Server:
         if values["pid"] in self._foreground.get(session, ()):
             self._foreground[session].add(pid)
         return pid
+
+    async def _take_up(self, verb: str, values: Mapping[str, Any], session: Any) -> Pid | None:
+        """A new process with a past, or one that goes on, may belong to the session that asks for it."""
+        is_foreground = verb == "resume" or values.get("foreground")
+        if verb == "restore":
+            is_foreground = values["request"].foreground
+        if is_foreground and session not in self._foreground:
+            raise BadMessage("A foreground process needs a session that is held.")
+        result: Pid | None = await getattr(self._session, verb)(**values)
+        if is_foreground:
+            self._foreground[session].add(values["pid"] if result is None else result)
+        return result
 
     async def _hold(self, channel: Channel) -> None:
         if self._is_ending:
@@ -186,6 +200,11 @@ class Server:
                 await self._session.wait(pid)
                 return
             await self._session.signal(pid, Signal.KILL)
+
+
+def _is_at_work(process: ProcessInfo) -> bool:
+    """A process that is stopped comes back, stopped, with the next kernel."""
+    return process.state is not ProcessState.STOPPED
 
 
 async def _listen(

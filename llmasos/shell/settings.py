@@ -35,7 +35,8 @@ from llmasos.shell.home import home_folder
 CONFIG_NAME = "config.toml"
 DEFAULT_MODEL = "smollm2"
 
-Dtype = Literal["auto", "bf16", "fp32"]
+Dtype = Literal["auto", "bf16", "fp32", "int8"]
+JournalLevel = Literal["durable", "relaxed", "off"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
 
@@ -93,6 +94,9 @@ class Settings(BaseSettings):
     """Tokens a step computes at most; None takes the kernel's own default."""
     swap: ByteSize = Field(ByteSize(4 * 1024**3), ge=0)
     """Disk for pages that memory has no room for, such as `4GiB`; 0 is none."""
+    journal: JournalLevel = "durable"
+    """What is on disk before an app sees a result: everything (durable), soon everything (relaxed), or
+    nothing at all (off): then what runs is lost with the kernel."""
     exec_sandbox: Literal["strict", "weak"] = "strict"
     """What `exec.*` needs: bubblewrap, or (weak) resource limits alone where that is missing."""
     mcp: McpSettings = Field(default_factory=McpSettings)

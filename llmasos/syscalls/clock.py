@@ -98,11 +98,11 @@ def _by_city(name: str) -> tuple[str, tzinfo]:
 
 @syscall("time.sleep", effect=Effect.PURE, deadline_s=None, tool=False)
 async def sleep(
-    _call: Call,
+    call: Call,
     seconds: Annotated[float, Field(ge=0, le=MAX_SLEEP_S, description="How long to wait")],
 ) -> None:
     """Wait for some seconds."""
-    await asyncio.sleep(seconds)
+    await asyncio.sleep(call.begun_at + seconds - call.runtime.now())
 
 
 SYSCALLS = (now, sleep)

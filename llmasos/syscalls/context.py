@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from llmasos.kernel.abi import ContextId, ContextInfo, Effect, Message
+from dataclasses import replace
+
+from llmasos.kernel.abi import ContextId, ContextInfo, Effect, Message, WindowPolicy
 from llmasos.kernel.chat import next_turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.errors import ContextTooLong, InvalidArguments
 from llmasos.kernel.jobs import context_info
 from llmasos.kernel.process import Process
+from llmasos.kernel.shorter import Conversation
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.syscalls.window import make_room
 
 MAX_CHARS_PER_TOKEN = 64
 """A text longer than this many times the window cannot fit; it is refused before it is tokenised."""
@@ -30,10 +34,12 @@ def check_length(call: Call, text: str) -> None:
 
 
 @syscall("ctx.open", effect=Effect.PURE, tool=False)
-async def open_(call: Call) -> int:
-    """Open a new, empty context and return its id."""
+async def open_(call: Call, window: WindowPolicy = WindowPolicy.ERROR) -> int:
+    """Open a new, empty context and return its id; `window` is what happens when it is full."""
     process = call.runtime.kernel.live(call.pid)
-    return call.runtime.kernel.open_context(process).context_id
+    if window is WindowPolicy.ARCHIVE and call.runtime.archives is None:
+        raise InvalidArguments("This kernel keeps no archive; use the window slide.")
+    return call.runtime.kernel.open_context(process, window).context_id
 
 
 @syscall("ctx.append", effect=Effect.PURE, tool=False)
@@ -56,6 +62,11 @@ async def append(
     process, target = own_context(call, context)
     bos_ids = [] if target.tokens else list(call.runtime.tokenizer.bos_ids)
     added = bos_ids + (token_ids or [])
+    if _is_too_long(call, target, len(target.tokens) + len(added)):
+        now = Conversation.of(target)
+        whole = replace(now, tokens=now.tokens + added)
+        if await make_room(call, process, target, whole, end=len(target.tokens)):
+            return len(added)
     call.runtime.kernel.append(process, target, added)
     return len(added)
 
@@ -70,11 +81,18 @@ async def chat(call: Call, context: int, messages: list[Message], reply: bool = 
         check_length(call, message.content)
     process, target = own_context(call, context)
     turn = next_turn(target, call.runtime.tokenizer, messages, reply=reply)
-    if turn.num_kept < len(target.tokens):
-        target.truncate(turn.num_kept)
-    call.runtime.kernel.append(process, target, turn.token_ids)
-    target.messages, target.reply_start = turn.messages, turn.reply_start
+    if _is_too_long(call, target, turn.num_kept + len(turn.token_ids)):
+        whole = Conversation.after(target, turn)
+        if await make_room(call, process, target, whole, end=0):
+            return len(turn.token_ids)
+    call.runtime.kernel.take_turn(process, target, turn)
     return len(turn.token_ids)
+
+
+def _is_too_long(call: Call, context: Context, num_tokens: int) -> bool:
+    """Whether so many tokens are beyond the window, and its policy says what to do then."""
+    has_policy = context.window is not WindowPolicy.ERROR
+    return has_policy and num_tokens > call.runtime.kernel.info.context_length
 
 
 @syscall("ctx.fork", effect=Effect.PURE, tool=False)
@@ -89,11 +107,10 @@ async def fork(call: Call, context: int) -> int:
 @syscall("ctx.truncate", effect=Effect.PURE, tool=False)
 async def truncate(call: Call, context: int, num_tokens: int) -> None:
     """Forget a context's tokens from a position on."""
-    _, target = own_context(call, context)
+    process, target = own_context(call, context)
     if not 0 <= num_tokens <= len(target.tokens):
         raise InvalidArguments(f"The context has {len(target.tokens)} tokens.")
-    target.truncate(num_tokens)
-    target.messages, target.reply_start = [], None
+    call.runtime.kernel.truncate(process, target, num_tokens)
 
 
 @syscall("ctx.close", effect=Effect.PURE, tool=False)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 from pydantic import Field
 
 from llmasos.kernel.abi import Effect
-from llmasos.kernel.errors import Failed, InvalidArguments, LimitExceeded
+from llmasos.kernel.errors import Failed, InvalidArguments, LimitExceeded, SyscallError
 from llmasos.kernel.syscall import Call, syscall
 from llmasos.syscalls._atomic import locked, refuse_unwritable, replace
 from llmasos.syscalls._edit import diff_text, exact_span, line_end_of, with_line_end
 from llmasos.syscalls._encoding import SAMPLE_BYTES, detect, split_mark
+from llmasos.syscalls._once import NOTHING, digest, holds, identity, intend, made_before
 from llmasos.syscalls._oserrors import telling
 from llmasos.syscalls._paths import (
     Place,
@@ -57,7 +58,7 @@ class ChangeResult(TypedDict):
     text: str
 
 
-@syscall("fs.write", effect=Effect.WRITE)
+@syscall("fs.write", effect=Effect.WRITE, repeatable=True)
 def write(
     call: Call,
     path: NewFile,
@@ -68,13 +69,17 @@ def write(
     with Root(call.root) as root:
         place = root.locate(path, make_folders=True)
         with locked(place.folder_fd):
+            if (made := _made_before(call, root, place)) is not None:
+                return cast("WriteResult", made)
             refuse_unwritable(place, path)
+            result = _written("Wrote", place, text, len(data))
+            intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.write")
             replace(place, data)
-    return _written("Wrote", place, text, len(data))
+    return result
 
 
-@syscall("fs.append", effect=Effect.WRITE)
+@syscall("fs.append", effect=Effect.WRITE, repeatable=True)
 def append(
     call: Call,
     path: NewFile,
@@ -85,14 +90,18 @@ def append(
         folder = root.locate(path, make_folders=True)
         with locked(folder.folder_fd):
             place = root.locate(path)
+            if (made := _made_before(call, root, place)) is not None:
+                return cast("WriteResult", made)
             refuse_unwritable(place, path)
             data = _appended(_content(root, place, path), text, path)
+            result = _written("Added to", place, text, len(data))
+            intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.append")
             replace(place, data)
-    return _written("Added to", place, text, len(data))
+    return result
 
 
-@syscall("fs.edit", effect=Effect.WRITE)
+@syscall("fs.edit", effect=Effect.WRITE, repeatable=True)
 def edit(
     call: Call,
     path: Annotated[str, Field(description="File to change")],
@@ -104,6 +113,8 @@ def edit(
         folder = root.existing(path)
         with locked(folder.folder_fd):
             place = root.existing(path)
+            if (made := _made_before(call, root, place)) is not None:
+                return cast("EditResult", made)
             refuse_unwritable(place, path)
             content = _content(root, place, path)
             mark, codec = _codec(content, path)
@@ -112,30 +123,36 @@ def edit(
             span = exact_span(before, with_line_end(old, line_end), shown(path))
             after = before[: span[0]] + with_line_end(new, line_end) + before[span[1] :]
             data = mark + _encoded(after, codec)
+            readable = readable_name(place.path)
+            text = diff_text(readable, before, after, span)
+            result = EditResult(path=readable, text=text, size_bytes=len(data))
+            intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.edit")
             replace(place, data)
-    readable = readable_name(place.path)
-    return EditResult(
-        path=readable, text=diff_text(readable, before, after, span), size_bytes=len(data)
-    )
+    return result
 
 
-@syscall("fs.remove", effect=Effect.WRITE)
+@syscall("fs.remove", effect=Effect.WRITE, repeatable=True)
 def remove(call: Call, path: Annotated[str, Field(description="File to delete")]) -> ChangeResult:
     """Delete a file or an empty folder."""
     with Root(call.root) as root:
+        if call.receipt is not None and not _is_there(root, path):
+            return cast("ChangeResult", call.receipt["result"])
         place = _changeable(root, path)
+        made_before(call, identity(place.status), lambda _: False)
+        result = ChangeResult(path=readable_name(place.path), text=f"Deleted {shown(place.path)}.")
         with locked(place.folder_fd), telling(shown(path)):
+            intend(call, place, after=NOTHING, result=result)
             keep(call, root, place, "fs.remove")
             if place.kind == "folder":
                 os.rmdir(place.name, dir_fd=place.folder_fd)
             else:
                 os.unlink(place.name, dir_fd=place.folder_fd)
             os.fsync(place.folder_fd)
-    return ChangeResult(path=readable_name(place.path), text=f"Deleted {shown(place.path)}.")
+    return result
 
 
-@syscall("fs.move", effect=Effect.WRITE)
+@syscall("fs.move", effect=Effect.WRITE, repeatable=True)
 def move(
     call: Call,
     path: Annotated[str, Field(description="File to move or rename")],
@@ -143,10 +160,18 @@ def move(
 ) -> ChangeResult:
     """Move or rename a file. It never replaces another file."""
     with Root(call.root) as root:
+        if call.receipt is not None and not _is_there(root, path):
+            return cast("ChangeResult", _moved_before(call, root))
         source = _changeable(root, path)
+        made_before(call, identity(source.status), lambda _: False)
         target = _target(root, to, source)
+        result = ChangeResult(
+            path=readable_name(source.path),
+            text=f"Moved {shown(source.path)} to {shown(target.path)}.",
+        )
         with locked(source.folder_fd, target.folder_fd), telling(shown(to)):
             _refuse_taken(target, to)
+            intend(call, source, after=target.path, result=result)
             keep(call, root, source, "fs.move")
             os.rename(
                 source.name,
@@ -156,9 +181,28 @@ def move(
             )
             os.fsync(target.folder_fd)
             os.fsync(source.folder_fd)
-    return ChangeResult(
-        path=readable_name(source.path), text=f"Moved {shown(source.path)} to {shown(target.path)}."
-    )
+    return result
+
+
+def _made_before(call: Call, root: Root, place: Place) -> Any | None:
+    return made_before(call, identity(place.status), lambda wanted: holds(root, place, wanted))
+
+
+def _is_there(root: Root, path: str) -> bool:
+    try:
+        return root.locate(path, follow=False).status is not None
+    except SyscallError:
+        return False
+
+
+def _moved_before(call: Call, root: Root) -> Any:
+    """The answer of a move whose source is gone: what it was to move must stand at its target."""
+    moved: str = call.receipt["before"]
+
+    def is_made(target: str) -> bool:
+        return identity(root.locate(target, follow=False).status) == moved
+
+    return made_before(call, NOTHING, is_made)
 
 
 def _changeable(root: Root, path: str) -> Place:

@@ -6,7 +6,7 @@ from llmasos.kernel.abi import Effect
 from llmasos.kernel.syscall import Call, syscall
 
 
-@syscall("io.write", effect=Effect.WRITE, tool=False)
+@syscall("io.write", effect=Effect.PURE, tool=False)
 async def write(call: Call, text: str) -> None:
     """Print text."""
     call.runtime.write_output(call.pid, text)

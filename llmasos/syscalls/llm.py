@@ -8,15 +8,25 @@ import anyio
 import anyio.to_thread
 from pydantic import Field
 
-from llmasos.kernel.abi import ContextInfo, Effect, Generation, Grammar, Sampling, Score
+from llmasos.kernel.abi import (
+    ContextInfo,
+    Effect,
+    Generation,
+    Grammar,
+    Sampling,
+    Score,
+    WindowPolicy,
+)
 from llmasos.kernel.context import Context
-from llmasos.kernel.errors import InvalidArguments
+from llmasos.kernel.errors import Interrupted, InvalidArguments
 from llmasos.kernel.grammar import Matcher
 from llmasos.kernel.jobs import GenerateJob, GenerateOptions, PrefillJob, ScoreJob, context_info
 from llmasos.kernel.process import Process
 from llmasos.kernel.sampling import check_sampling
+from llmasos.kernel.shorter import Conversation
 from llmasos.kernel.syscall import Call, syscall
 from llmasos.syscalls.context import own_context
+from llmasos.syscalls.window import make_room
 
 MAX_LOGPROBS = 100
 MAX_CANDIDATES = 1000
@@ -51,11 +61,49 @@ async def generate(
         call.runtime.tokenizer,
         options,
         context_length=call.runtime.kernel.info.context_length,
+        may_make_room=target.window is not WindowPolicy.ERROR,
         matcher=matcher,
         on_chunk=call.on_chunk,
     )
-    result: Generation = await call.runtime.run_job(call, job)
+    if call.chunks:
+        job.take_up(call.chunks, call.runtime.now())
+    return await _generate(call, job)
+
+
+async def _generate(call: Call, job: GenerateJob) -> Generation:
+    """Run a generation to its end, making room in its context as often as it takes."""
+    context, runtime = job.context, call.runtime
+    is_full = len(context.tokens) >= runtime.kernel.info.context_length
+    if is_full and context.window is not WindowPolicy.ERROR and not job.is_done:
+        end = len(context.tokens) - 1
+        await make_room(call, job.process, context, Conversation.of(context), end=end)
+    try:
+        await runtime.run_job(call, job)
+        while job.is_paused:
+            await _make_room_in(call, job)
+            if not job.is_done:
+                await runtime.run_job(call, job)
+    finally:
+        context.is_held = False
+    result: Generation = job.result
     return result
+
+
+async def _make_room_in(call: Call, job: GenerateJob) -> None:
+    """Resume a paused generation, or end it where it was interrupted or nothing more may go."""
+    has_room = False
+    if not job.interrupted:
+        whole = Conversation.of(job.context)
+        try:
+            has_room = await make_room(call, job.process, job.context, whole, end=job.reply_start)
+        except Interrupted:
+            job.interrupted = True
+    if job.interrupted:
+        job.interrupt(call.runtime.now())
+    elif has_room:
+        job.resume()
+    else:
+        job.end_full(call.runtime.now())
 
 
 @syscall("llm.prefill", effect=Effect.PURE, deadline_s=None, tool=False)
@@ -96,8 +144,7 @@ async def _score_tokens(
     call: Call, process: Process, source: Context, token_ids: list[int]
 ) -> tuple[float, ...]:
     kernel = call.runtime.kernel
-    scratch = kernel.fork_context(process, source)
-    scratch.is_scratch = True
+    scratch = kernel.scratch_context(process, source)
     try:
         kernel.append(process, scratch, token_ids)
         job = ScoreJob(process, scratch, num_scored=len(token_ids))

@@ -352,7 +352,7 @@ def _syscall(
         tool=True,
     )
     timeout_s = connection.config.timeout_s
-    return MountedSyscall(info, call_tool, _AnyArguments, True, timeout_s)
+    return MountedSyscall(info, call_tool, _AnyArguments, True, timeout_s, only_reads)
 
 
 def _result(name: str, result: types.CallToolResult) -> McpResult:

@@ -14,7 +14,7 @@ from llmasos.kernel.syscall import Call, syscall
 MAX_OUTPUT_CHARS = 20_000
 
 
-@syscall("proc.spawn", effect=Effect.WRITE)
+@syscall("proc.spawn", effect=Effect.WRITE, repeatable=True)
 async def spawn(
     call: Call,
     app: Annotated[str, Field(description="Name of the app to run.")],
@@ -44,15 +44,16 @@ async def spawn(
             capabilities=capabilities,
             limits=mine.limits,
             nice=max(nice, mine.nice),
+            call=call.id,
         )
     except ProcessError as error:
         raise InvalidArguments(str(error)) from error
 
 
-@syscall("proc.fork", effect=Effect.WRITE, tool=False)
+@syscall("proc.fork", effect=Effect.WRITE, tool=False, repeatable=True)
 async def fork(call: Call, params: dict[str, Any] | None = None, title: str = "") -> int:
     """Run this process's app again in a child that shares its contexts; returns the pid."""
-    return await call.runtime.fork(call.pid, params, title=title)
+    return await call.runtime.fork(call.pid, params, title=title, call=call.id)
 
 
 @syscall("proc.wait", effect=Effect.READ, deadline_s=None)
@@ -60,9 +61,12 @@ async def wait(
     call: Call, pid: Annotated[int, Field(description="The child process to wait for.")]
 ) -> dict[str, Any]:
     """Wait for a child process to end; returns its exit code, message and output."""
-    child = _own_descendant(call, pid)
-    status = await call.runtime.wait(child)
-    output = call.runtime.output_text(child)
+    child = Pid(pid)
+    if call.runtime.kernel.is_descendant(child, call.pid):
+        status = await call.runtime.wait(child)
+        output = call.runtime.output_text(child)
+    else:
+        status, output = await call.runtime.shared_outcome(call.pid, child)
     return {
         "code": status.code,
         "message": status.message,
@@ -70,7 +74,7 @@ async def wait(
     }
 
 
-@syscall("proc.kill", effect=Effect.WRITE, tool=False)
+@syscall("proc.kill", effect=Effect.WRITE, tool=False, repeatable=True)
 async def kill(call: Call, pid: int, signal: str = "TERM") -> None:
     """Send a signal to a child process."""
     if signal not in Signal.__members__:

@@ -6,7 +6,7 @@ from llmasos.apps.builtin import builtin_apps, load_builtin
 from llmasos.apps.chat import FULL, INTERRUPTED, TOO_LONG, chat
 from llmasos.apps.complete import complete
 from llmasos.apps.testing import ScriptedPort, generation, run_app
-from llmasos.kernel.abi import ContextId, ContextInfo, FinishReason
+from llmasos.kernel.abi import ContextId, ContextInfo, FinishReason, WindowPolicy
 from llmasos.kernel.errors import ContextTooLong, Interrupted, InvalidArguments, NoSuchApp
 
 pytestmark = pytest.mark.anyio
@@ -87,15 +87,26 @@ async def test_a_forked_chat_goes_on_with_what_it_inherited():
     assert "before the fork" not in text
 
 
-async def test_a_full_window_forgets_the_oldest_turns_and_says_so():
-    empty, full = (ContextInfo(ContextId(1), n, n, 9, 8192) for n in (5, 8190))
-    replies = {"llm.generate": ["A.", "B."], "ctx.info": [empty, full]}
-    port = ScriptedPort(replies, stdin=["First", "Second"])
+async def test_a_full_window_is_told_in_one_line_by_what_its_policy_did():
+    def info(num_forgotten):
+        return ContextInfo(ContextId(0), 9, 9, 1, 8192, WindowPolicy.SUMMARISE, num_forgotten)
+
+    infos = [info(0), info(0), info(40), info(40), info(40), info(70)]
+    port = ScriptedPort(
+        {"llm.generate": ["A.", "B.", "C."], "ctx.info": infos}, stdin=["One", "Two", "Three"]
+    )
+    await run_app(chat, port, {"window": "summarise"})
+    told = FULL[WindowPolicy.SUMMARISE]
+    assert port.output == f"A.\n{told}\nB.\nC.\n{told}\n"
+    assert port.calls_to("ctx.open") == [{"window": "summarise"}]
+
+
+async def test_a_chat_slides_unless_told_otherwise():
+    port = ScriptedPort({"llm.generate": ["A."]}, stdin=["One"])
     await run_app(chat, port)
-    assert port.output == f"A.\n{FULL}\nB.\n"
-    (text,) = port.contexts.values()
-    assert "First" in text
-    assert "Second" in text
+    assert port.calls_to("ctx.open") == [{"window": "slide"}]
+    with pytest.raises(InvalidArguments, match="window"):
+        chat.check({"window": "wide"})
 
 
 async def test_a_line_that_never_fits_leaves_the_conversation_as_it_was():

@@ -55,7 +55,7 @@ async def runtime(
 async def run(runtime: Runtime, name: str, lines: tuple[str, ...] = (), **params: Any) -> str:
     pid = await runtime.spawn(name, params, stdin=True)
     for line in (*lines, None):
-        runtime.send_input(pid, line)
+        await runtime.send_input(pid, line)
     status = await runtime.wait(pid)
     assert status.code == 0, status
     return runtime.output_text(pid)
@@ -96,8 +96,8 @@ async def test_an_interrupt_ends_the_reply_and_not_the_chat(runtime: Runtime) ->
     async for _ in runtime.output(pid):
         break
     runtime.signal(pid, Signal.INT)
-    runtime.send_input(pid, "What is the capital of France?")
-    runtime.send_input(pid, None)
+    await runtime.send_input(pid, "What is the capital of France?")
+    await runtime.send_input(pid, None)
     assert (await runtime.wait(pid)).code == 0
     assert "[interrupted]" in runtime.output_text(pid)
     assert "Paris" in runtime.output_text(pid)

@@ -20,6 +20,9 @@ class Disk:
         self.files: dict[str, bytearray] = {}
         self.capacity = capacity
         self.read_error: OSError | None = None
+        self.ahead: list[tuple[str, int, int]] = []
+        self.offsets: list[int] = []
+        """Where reads began."""
 
     def names(self) -> list[str]:
         return sorted(self.files)
@@ -27,12 +30,23 @@ class Disk:
     def size(self, name: str) -> int:
         return len(self.files[name])
 
-    def read(self, name: str, offset: int, size: int) -> Buffer:
+    def read_into(self, name: str, offset: int, pieces: Sequence[memoryview]) -> int:
         if self.read_error is not None:
             raise self.read_error
         if name not in self.files:
             raise FileNotFoundError(errno.ENOENT, "No such file", name)
-        return bytes(self.files[name][offset : offset + size])
+        begun = offset
+        self.offsets.append(offset)
+        for piece in pieces:
+            content = self.files[name][offset : offset + len(piece)]
+            piece[: len(content)] = content
+            offset += len(content)
+        return offset - begun
+
+    def read_ahead(self, name: str, offset: int, size: int) -> None:
+        if self.read_error is not None:
+            raise self.read_error
+        self.ahead.append((name, offset, size))
 
     def append(self, name: str, pieces: Sequence[Buffer]) -> None:
         file = self.files.setdefault(name, bytearray())
@@ -45,13 +59,17 @@ class Disk:
     def remove(self, name: str) -> None:
         self.files.pop(name, None)
 
+    def close(self) -> None:
+        pass
+
 
 class AtOnce(Executor):
     """Runs what it is given in the caller's thread."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        function(*args, **kwargs)
-        return Future()
+        done: Future[Any] = Future()
+        done.set_result(function(*args, **kwargs))
+        return done
 
 
 class Later(Executor):
@@ -67,6 +85,23 @@ class Later(Executor):
     def run(self) -> None:
         while self.waiting:
             self.waiting.pop(0)()
+
+
+class WhenAsked(Executor):
+    """Runs what it is given when somebody waits for the outcome."""
+
+    def __init__(self) -> None:
+        self.num_run = 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        executor = self
+
+        class Lazy(Future[Any]):
+            def result(self, timeout: float | None = None) -> Any:
+                executor.num_run += 1
+                return function(*args, **kwargs)
+
+        return Lazy()
 
 
 class SlowCore(ScriptedCore):
@@ -90,5 +125,6 @@ def swapping_machine(disk: Disk | None = None, **options: Any) -> Machine:
     sizes = {key: options.pop(key) for key in ("num_pages", "page_size") if key in options}
     clock = FakeClock()
     core = SlowCore(clock, context_length=options.pop("context_length", 1024), **sizes)
-    swap = Swap(disk or Disk(), writer=AtOnce(), max_bytes=options.pop("max_bytes", 1 << 30))
+    max_bytes = options.pop("max_bytes", 1 << 30)
+    swap = Swap(disk or Disk(), writer=AtOnce(), readers=AtOnce(), max_bytes=max_bytes)
     return Machine(core, clock=clock, swap=swap, **options)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from llmasos.kernel.abi import ContextId, Pid
 from llmasos.kernel.context import Context
 from llmasos.kernel.errors import KernelBug
+from llmasos.kernel.eviction import MAX_HITS, Eviction, GreedyDual, LeastRecentlyUsed
 from llmasos.kernel.pages import PagePool
 
 
@@ -126,6 +127,71 @@ def test_two_contexts_that_computed_the_same_page_end_up_sharing_it() -> None:
     compute(right, 8)
     assert left.page_ids == right.page_ids
     assert pool.num_held == 2
+
+
+def ask(pool: PagePool, tokens: list[int]) -> int:
+    """A short-lived context over these tokens; returns how many of them were found."""
+    context = new_context(pool, [*tokens, 0])
+    found = context.adopt_prefix(len(tokens))
+    if found < len(tokens):
+        assert context.reserve(len(tokens)) is not None
+        context.commit(len(tokens) - found)
+    context.drop_pages()
+    pool.check_integrity([])
+    return found
+
+
+def strangers(pool: PagePool, num: int, *, first: int = 0, length: int = 12) -> None:
+    """Prompts that nobody asks for again."""
+    for number in range(first, first + num):
+        ask(pool, [1000 + number] * length)
+
+
+SYSTEM_PROMPT = [7] * 16
+
+
+@pytest.mark.parametrize(("eviction", "is_kept"), [(GreedyDual, True), (LeastRecentlyUsed, False)])
+def test_a_prompt_that_many_begin_with_survives_a_stream_of_prompts_for_once(
+    eviction: type[Eviction], is_kept: bool
+) -> None:
+    pool = PagePool(16, 4, eviction=eviction())
+    for _ in range(5):
+        ask(pool, SYSTEM_PROMPT)
+    strangers(pool, 40)
+    assert (ask(pool, SYSTEM_PROMPT) == 16) is is_kept
+
+
+def test_what_was_asked_for_often_and_is_no_more_goes_in_the_end() -> None:
+    pool = PagePool(16, 4)
+    for _ in range(1000):
+        ask(pool, SYSTEM_PROMPT)
+    for number in range(2 * MAX_HITS):
+        for _ in range(3):
+            ask(pool, [5000 + number] * 48)
+    assert ask(pool, SYSTEM_PROMPT) < 16
+
+
+def test_of_two_that_were_asked_for_alike_the_one_that_is_dearer_to_compute_stays() -> None:
+    pool = PagePool(12, 4)
+    pool.cost_s = lambda page: 1 + page.start
+    for _ in range(3):
+        ask(pool, [1] * 28)
+        ask(pool, [2] * 8)
+    strangers(pool, 1)
+    strangers(pool, 1, first=1, length=16)
+    assert ask(pool, [1] * 28) == 28
+    assert ask(pool, [2] * 8) == 4
+
+
+def test_a_parent_stays_as_long_as_its_child_however_little_it_is_worth() -> None:
+    pool = PagePool(6, 4)
+    pool.cost_s = lambda page: float(page.start)
+    ask(pool, [1] * 16)
+    for number in range(20):
+        ask(pool, [50 + number] * 4)
+        pool.check_integrity([])
+    ask(pool, [2] * 24)
+    assert pool.num_cached == 6
 
 
 def test_contexts_of_different_salts_share_nothing() -> None:

@@ -354,7 +354,7 @@ async def test_stdin_comes_line_by_line_and_ends() -> None:
     async with booted() as runtime:
         pid = await runtime.spawn(FunctionProgram(main), stdin=True)
         for line in ("one", "zwei ☕", None):
-            runtime.send_input(pid, line)
+            await runtime.send_input(pid, line)
         await runtime.wait(pid)
         assert runtime.output_text(pid) == "<one><zwei ☕>"
         assert await run(runtime, main) == (0, "")

@@ -71,6 +71,8 @@ async def _serve(environment: Environment, settings: Settings, *, while_needed: 
             )
         with environment.interrupts.taken_by(lambda _: host.session.stopping.set(), signals=ENDING):
             await first_of(ends)
+        if not host.session.is_ended:
+            await host.session.shutdown(suspend=True)
         environment.output.note("Going down.")
     return 0
 
@@ -81,13 +83,18 @@ def _is_orphan() -> Callable[[], bool]:
     return lambda: os.getppid() != parent
 
 
+def _configure_down(parser: Parser) -> None:
+    parser.add_argument(
+        "--suspend", action="store_true", help="let what runs come back with the next kernel"
+    )
+
+
 async def down(environment: Environment, args: Namespace) -> int:
-    """End the running kernel and everything in it; wait until it has gone."""
-    del args
+    """End the running kernel and, unless told otherwise, everything in it; wait until it has gone."""
     home = home_folder(environment.flags.home)
     session = await environment.sessions.running()
     with suppress(KernelLost):
-        await session.shutdown()
+        await session.shutdown(suspend=args.suspend)
     with anyio.move_on_after(DOWN_S):
         while is_locked(home):
             await anyio.sleep(0.02)
@@ -127,7 +134,7 @@ async def top(environment: Environment, args: Namespace) -> int:
 
 VERBS = (
     Verb("up", "Boot a kernel that stays.", up, _configure_up, boots=True, outside_only=True),
-    Verb("down", "End the running kernel.", down),
+    Verb("down", "End the running kernel.", down, _configure_down),
     Verb("status", "Show the running kernel.", status, add_json),
     Verb("top", "Show processes live.", top, _configure_top),
 )

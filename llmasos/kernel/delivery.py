@@ -1,0 +1,110 @@
+"""What an app is given, one thing at a time: results, errors and streamed pieces, in the journal's order.
+
+An app with several calls in flight may act on what comes first. So that a second run of it acts the same,
+things are given in the order in which they are journaled, and after each the app's tasks get some turns
+of the event loop before the next: enough for the news to reach whichever of them it concerns. A thing that
+must be on disk first holds up those behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+
+SETTLING_TURNS = 12
+"""Turns of the event loop from one thing to the next, while the app waits for more."""
+
+Act = Callable[[], None]
+
+
+class Ticket:
+    """Something that will be on disk; `after` runs a callback once it is."""
+
+    __slots__ = ("_is_done", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_done = False
+        self._waiting: list[Act] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is on disk."""
+        return self._is_done
+
+    def after(self, act: Act) -> None:
+        """Run `act` once it is done; at once if it is."""
+        if self._is_done:
+            act()
+        else:
+            self._waiting.append(act)
+
+    async def wait(self) -> None:
+        """Wait until it is done."""
+        if not self._is_done:
+            done = asyncio.Event()
+            self.after(done.set)
+            await done.wait()
+
+    def finish(self) -> None:
+        """It is on disk: run what waits. Idempotent."""
+        self._is_done = True
+        waiting, self._waiting = self._waiting, []
+        for act in waiting:
+            act()
+
+
+class Deliveries:
+    """The things that one app is still to be given."""
+
+    def __init__(self) -> None:
+        self.num_given = 0
+        """Things that the app was given, or that came for a call that it had given up."""
+        self.num_calls = 0
+        """Calls that the app waits for; whoever gives the last thing of one counts it out."""
+        self.is_held = False
+        """Nothing is given: the process is stopped. `poke` when that has changed."""
+        self.may_give: Callable[[], bool] = lambda: True
+        """Whether the next thing may be given now; `poke` when that has changed."""
+        self._queue: deque[tuple[Ticket | None, Act]] = deque()
+        self._is_busy = False
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def put(self, act: Act, after: Ticket | None = None) -> None:
+        """Give a thing, by calling `act`, once those before it were given and `after` is on disk."""
+        self._queue.append((after, act))
+        self.poke()
+
+    def fill(self, acts: Iterable[Act]) -> None:
+        """`put` many at once, none of which has to wait for the disk."""
+        self._queue.extend((None, act) for act in acts)
+        self.poke()
+
+    def poke(self) -> None:
+        """Go on, where nothing is under way."""
+        if not self._is_busy:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._is_busy = False
+        while self._queue and not self.is_held and self.may_give():
+            ticket, act = self._queue[0]
+            if ticket is not None and not ticket.is_done:
+                self._is_busy = True
+                ticket.after(self._go_on)
+                return
+            self._queue.popleft()
+            self.num_given += 1
+            act()
+            if self.num_calls:
+                self._is_busy = True
+                self._settle(SETTLING_TURNS)
+                return
+
+    def _settle(self, num_turns: int) -> None:
+        if num_turns:
+            asyncio.get_running_loop().call_soon(self._settle, num_turns - 1)
+        else:
+            self._go_on()

@@ -1,0 +1,305 @@
+"""The path of a syscall: the one place that names, journals, authorises, limits, times and accounts.
+
+With a journal a call goes through these stations; without one only through the middle:
+
+    begin journaled -> (before a write or an external call: on disk) -> authorised, driven under a
+    deadline -> result or error journaled -> (unless it is pure: on disk) -> given to the app
+
+What an app asks for while it is being ended from outside is not journaled, since it is not run again, and
+therefore done only where it changes nothing beyond the process.
+
+A call that was under way when a kernel ended comes here again, with what is known of it: a pure or a read
+call is made anew, a generation goes on at its token, and one that changes the world only if its driver can
+tell what became of it; otherwise the app gets `MaybeDone`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
+
+from llmasos.kernel.abi import Chunk, Effect, Pid
+from llmasos.kernel.debug import debug
+from llmasos.kernel.errors import (
+    Failed,
+    Interrupted,
+    KernelBug,
+    LlmosError,
+    MaybeDone,
+    PermissionDenied,
+    TimedOut,
+    code_of,
+)
+from llmasos.kernel.jobs import Job
+from llmasos.kernel.journal.events import Event
+from llmasos.kernel.journal.history import OpenCall, token_event
+from llmasos.kernel.journal.journal import Journal
+from llmasos.kernel.process import Process
+from llmasos.kernel.strands import UNNAMED, CallId, next_call
+from llmasos.kernel.syscall import Call, Syscall
+from llmasos.kernel.tasks import Frame, Task
+
+if TYPE_CHECKING:
+    from llmasos.kernel.runtime import Runtime
+
+MAX_DRIVERS = 64
+"""Blocking drivers that run at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One call on its way."""
+
+    process: Process
+    task: Task
+    name: str
+    args: Mapping[str, Any]
+    call_id: CallId
+    on_chunk: Callable[[Chunk], None] | None
+    given: int = 0
+    """Things that the app had been given when it asked."""
+    under_way: OpenCall | None = None
+    """What is known of it, where it was under way when an earlier kernel ended."""
+
+
+class Dispatcher:
+    """Serves the syscalls of every process of one runtime."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        tasks: MutableMapping[Pid, Task],
+        journal: Journal | None,
+    ) -> None:
+        self._runtime = runtime
+        self._kernel = runtime.kernel
+        self._tasks = tasks
+        self._journal = journal
+        self._drivers = anyio.CapacityLimiter(MAX_DRIVERS)
+
+    async def syscall(
+        self,
+        pid: Pid,
+        name: str,
+        args: Mapping[str, Any],
+        on_chunk: Callable[[Chunk], None] | None = None,
+    ) -> Any:
+        """Do what a process asks for. Raises `SyscallError`; an unforeseen failure of a driver
+        comes as `Failed`."""
+        process = self._kernel.live(pid)
+        task = self._tasks[pid]
+        is_unwinding = task.is_dying or self._runtime.is_ending
+        if is_unwinding:
+            await (
+                anyio.lowlevel.checkpoint_if_cancelled()
+            )  # but for what it shields while it cleans up
+        if is_unwinding and self._effect(name) is not Effect.PURE:
+            raise Interrupted(f"The process is being ended; {name} is not done any more.")
+        if self._journal is None or is_unwinding:
+            request = _Request(process, task, name, args, UNNAMED, on_chunk)
+            result = await self._perform(request)
+            await _while_stopped(process, task)
+            return result
+        call_id, under_way, given = next_call(), None, task.deliveries.num_given
+        if (feed := task.feed) is not None:
+            await _while_stopped(process, task)
+            answer = await feed.answer(call_id, name, args, on_chunk)
+            if answer.is_recorded:
+                return answer.result
+            under_way, given = answer.under_way, answer.given
+        request = _Request(process, task, name, args, call_id, on_chunk, given, under_way)
+        return await self._perform_recorded(request, self._journal)
+
+    # --- within: with a journal
+
+    async def _perform_recorded(self, request: _Request, journal: Journal) -> Any:
+        process, deliveries = request.process, request.task.deliveries
+        if request.under_way is None:
+            begin = ("begin", request.call_id, request.name, request.args, request.given)
+            journal.record(process.pid, (*begin, self._runtime.now()))
+            deliveries.num_calls += 1
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            self._hand_over(request, journal, await self._outcome(request), answer)
+            return await answer
+        except asyncio.CancelledError:
+            if not answer.done() or answer.cancelled():
+                deliveries.num_calls -= 1
+                answer.cancel()
+            self.give_up(process, request.task, request.call_id)
+            raise
+
+    def give_up(self, process: Process, task: Task, call_id: CallId) -> None:
+        """The app has abandoned a call, unless the process as a whole is ending."""
+        if self._journal is None or task.is_dying or self._runtime.is_ending:
+            return
+        if process.exit is None:
+            self._journal.record(process.pid, ("cancel", call_id, task.deliveries.num_given))
+
+    async def _outcome(self, request: _Request) -> Any:
+        """The result, or the error as a value."""
+        try:
+            return await self._perform(request)
+        except KernelBug:
+            raise
+        except LlmosError as error:
+            return error
+
+    def _hand_over(
+        self,
+        request: _Request,
+        journal: Journal,
+        outcome: Any,
+        answer: asyncio.Future[Any],
+    ) -> None:
+        deliveries, now = request.task.deliveries, self._runtime.now()
+        event: Event = ("done", request.call_id, outcome, now)
+        if is_error := isinstance(outcome, LlmosError):
+            event = ("fail", request.call_id, code_of(outcome), str(outcome), now)
+        journal.record(request.process.pid, event)
+
+        def give() -> None:
+            if answer.done():
+                return
+            deliveries.num_calls -= 1
+            if is_error:
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+        deliveries.put(give, journal.result_ticket(self._effect(request.name)))
+
+    def _effect(self, name: str) -> Effect:
+        syscalls = self._runtime.syscalls
+        return syscalls[name].info.effect if name in syscalls else Effect.PURE
+
+    def _stream(self, request: _Request, journal: Journal) -> Callable[[Chunk], None]:
+        """Takes a call's chunks: journals each, and has it given to the app in its turn."""
+        deliveries = request.task.deliveries
+
+        def stream(chunk: Chunk) -> None:
+            journal.record(request.process.pid, token_event(request.call_id, chunk))
+            ticket = journal.result_ticket(Effect.READ)
+            on_chunk = request.on_chunk
+            deliveries.put((lambda: on_chunk(chunk)) if on_chunk else _nothing, ticket)
+
+        return stream
+
+    # --- within: with or without
+
+    async def _perform(self, request: _Request) -> Any:
+        process, task = request.process, request.task
+        await _while_stopped(process, task)
+        if task.has_pending_int:
+            task.has_pending_int = False
+            raise Interrupted("The process was interrupted.")
+        process.usage.num_syscalls += 1
+        entry = self._runtime.syscalls[request.name]
+        if not process.capabilities.allows(request.name):
+            raise PermissionDenied(f"This process may not call {request.name}.")
+        arguments = entry.validate(request.args)
+        if request.under_way is not None and not entry.is_repeatable:
+            raise MaybeDone(
+                f"{request.name} was under way where the kernel ended, or where this process branched"
+                " off; whether it happened is not known."
+            )
+        call = self._call(request)
+        with self._frame(request, call):
+            await self._before_the_world_changes(request, entry)
+            return await self._drive(entry, call, arguments)
+
+    def _call(self, request: _Request) -> Call:
+        process, under_way = request.process, request.under_way
+        on_chunk, jobs = request.on_chunk, list[Job]()
+        planner: Callable[[Any], None] | None = None
+        if self._journal is not None:
+            on_chunk = self._stream(request, self._journal)
+            plan = functools.partial(self._plan, request, jobs, self._journal)
+            planner = functools.partial(anyio.from_thread.run, plan)
+        return Call(
+            process.pid,
+            process.capabilities,
+            self._runtime,
+            on_chunk,
+            jobs,
+            id=request.call_id,
+            begun_at=under_way.action.at if under_way else self._runtime.now(),
+            idempotency_key=self._idempotency_key(process.pid, request.call_id),
+            chunks=tuple(under_way.chunks) if under_way else (),
+            receipt=under_way.receipts[-1] if under_way and under_way.receipts else None,
+            planner=planner,
+        )
+
+    def _idempotency_key(self, pid: Pid, call_id: CallId) -> str:
+        """The same for every try of one call, and for no other call anywhere."""
+        home = self._journal.store.home_id if self._journal is not None else str(id(self))
+        return hashlib.sha256(f"{home}/{pid}/{call_id}".encode()).hexdigest()[:32]
+
+    async def _before_the_world_changes(self, request: _Request, entry: Syscall) -> None:
+        if self._journal is not None and entry.info.effect in (Effect.WRITE, Effect.EXTERNAL):
+            await self._journal.ticket().wait()
+
+    async def _plan(
+        self, request: _Request, jobs: list[Job], journal: Journal, receipt: Any
+    ) -> None:
+        """Have on disk what a call is about to do, unless nobody waits for the call any more."""
+        if not any(frame.jobs is jobs for frame in request.task.frames):
+            raise Interrupted("The call was given up before it had changed anything.")
+        journal.record(request.process.pid, ("plan", request.call_id, receipt))
+        await journal.ticket().wait()
+
+    async def _drive(self, entry: Syscall, call: Call, arguments: dict[str, Any]) -> Any:
+        try:
+            with anyio.fail_after(entry.deadline_s):
+                if entry.is_async:
+                    return await entry.function(call, **arguments)
+                run = functools.partial(entry.function, call, **arguments)
+                return await anyio.to_thread.run_sync(
+                    run, abandon_on_cancel=True, limiter=self._drivers
+                )
+        except TimeoutError as error:
+            raise TimedOut(f"{entry.name} took longer than {entry.deadline_s} s.") from error
+        except LlmosError:
+            raise
+        except Exception as error:
+            debug(error)
+            raise Failed(f"{entry.name} failed: {type(error).__name__}: {error}") from error
+
+    @contextlib.contextmanager
+    def _frame(self, request: _Request, call: Call) -> Iterator[None]:
+        """Mark that a process is in a syscall, so that INT can end it and `ps` can name it."""
+        process, task, name = request.process, request.task, request.name
+        with anyio.CancelScope() as scope:
+            frame = Frame(scope, call.jobs)
+            task.frames.append(frame)
+            began = process.waits_since = self._runtime.now()
+            process.waits_in.append(name)
+            try:
+                yield
+            finally:
+                task.frames.remove(frame)
+                process.waits_in.remove(name)
+                self._kernel.pager.waits.record(name, self._runtime.now() - began)
+        if frame.is_interrupted:
+            if scope.cancelled_caught:
+                raise Interrupted(f"{name} was interrupted.")
+            task.has_pending_int = True
+
+
+async def _while_stopped(process: Process, task: Task) -> None:
+    while process.stopped:
+        await task.resumed.wait()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,335 @@
+"""Bringing processes back from the journal when a kernel boots.
+
+What a process had is rebuilt from its events; its app is then run again (`journal.feed`) until it stands
+where it stood. Its pages are not here: they come from swap where they are there, and are computed otherwise,
+when the process first needs them. A process that cannot come back as it was is held and says why, and nothing
+of it is lost; one whose journal is damaged is ended, since what is not believed must not act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from llmasos.kernel.abi import (
+    AppInfo,
+    Capabilities,
+    ContextId,
+    ExitStatus,
+    Limits,
+    Pid,
+    Signal,
+)
+from llmasos.kernel.context import Context
+from llmasos.kernel.core import CoreInfo
+from llmasos.kernel.errors import AppError, JournalDamaged, LlmosError
+from llmasos.kernel.journal.entries import ProcessRow
+from llmasos.kernel.journal.events import SCHEMA, decode_events
+from llmasos.kernel.journal.history import History
+from llmasos.kernel.journal.holdings import HeldContext, Holdings
+from llmasos.kernel.journal.journal import Journal
+from llmasos.kernel.output import Input, Output
+from llmasos.kernel.process import KERNEL_PID, Process, Usage
+from llmasos.kernel.program import Port, Program
+from llmasos.kernel.tasks import Task
+
+if TYPE_CHECKING:
+    from llmasos.kernel.runtime import Runtime
+
+ComeBack = Callable[[Process, Task, History], None]
+
+HEAD_START_S = 1.0
+"""How long people's processes may catch up alone."""
+POLL_S = 0.002
+
+NO_TERMINAL = "Its terminal is gone; `llmasos resume {pid}` goes on with it."
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What came of a recovery."""
+
+    running: list[Pid] = field(default_factory=list)
+    held: dict[Pid, str] = field(default_factory=dict)
+    """Those that stand still, and why."""
+    damaged: dict[Pid, str] = field(default_factory=dict)
+    """Those that were ended because their journals cannot be believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissingProgram:
+    """Stands for an app that cannot be run now."""
+
+    info: AppInfo
+    problem: str
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Takes anything: it was checked when the app was there."""
+
+    async def run(self, port: Port, params: Mapping[str, Any]) -> int:
+        """Say why it cannot."""
+        raise AppError(self.problem)
+
+
+def spawn_values(
+    process: Process, *, stdin: bool, foreground: bool, core: CoreInfo
+) -> dict[str, Any]:
+    """What a process's first event says."""
+    info = process.program.info
+    return {
+        "schema": SCHEMA,
+        "app": info.name,
+        "version": info.version,
+        "params": dict(process.params),
+        "title": process.title,
+        "ppid": process.ppid,
+        "capabilities": asdict(process.capabilities),
+        "limits": asdict(process.limits),
+        "nice": process.nice,
+        "seed": process.seed,
+        "started_at": process.started_at,
+        "group": process.group.path,
+        "interactive": process.is_interactive,
+        "stdin": stdin,
+        "foreground": foreground,
+        "model": core.model,
+        "fingerprint": core.fingerprint,
+        "vocab_size": core.vocab_size,
+    }
+
+
+async def recover(runtime: Runtime, journal: Journal, come_back: ComeBack) -> Recovered:
+    """Bring back what had not ended, and the finished children that live parents have not waited for.
+
+    People's processes, with all that descends from them, are first: they run already while the others'
+    journals are read.
+    """
+    recovered = Recovered()
+    rows = await anyio.to_thread.run_sync(journal.store.unfinished)
+    live = {row.pid for row in rows}
+    watched = await anyio.to_thread.run_sync(_watched, journal, rows)
+    await _recover_zombies(runtime, journal, live)
+    for pids in (watched, live - watched):
+        chosen = [row for row in rows if row.pid in pids]
+        for history in await _histories(runtime, journal, chosen, live, recovered):
+            _recover_one(runtime, journal, history, live, recovered, come_back)
+        if pids is watched:
+            await _head_start(runtime, watched)
+    return recovered
+
+
+async def _histories(
+    runtime: Runtime,
+    journal: Journal,
+    rows: Sequence[ProcessRow],
+    live: set[Pid],
+    recovered: Recovered,
+) -> list[History]:
+    """Of all that can be believed; the others are ended. Nobody runs before his children are there."""
+    histories = []
+    for row in rows:
+        try:
+            histories.append(await anyio.to_thread.run_sync(_read, journal, row))
+        except JournalDamaged as error:
+            recovered.damaged[row.pid] = str(error)
+            journal.end_damaged(row.pid, str(error), runtime.now())
+            live.discard(row.pid)
+            runtime.kernel.orphan_children(row.pid)
+    return histories
+
+
+def _watched(journal: Journal, rows: Sequence[ProcessRow]) -> set[Pid]:
+    """Those that people wait for at a terminal, and their descendants. Blocks."""
+    found: set[Pid] = set()
+    for row in rows:  # a child's pid is always higher than its parent's
+        if row.ppid in found or _was_watched(journal, row):
+            found.add(row.pid)
+    return found
+
+
+def _was_watched(journal: Journal, row: ProcessRow) -> bool:
+    """Without understanding all that is recorded of it, which takes time."""
+    try:
+        texts = journal.store.events(row.pid)
+    except JournalDamaged:
+        return False
+    fronts = [text for text in texts if text.startswith(b'["front",')]
+    events = decode_events([*texts[:1], *fronts[-1:]])
+    return bool(events) and bool(events[1][1] if fronts else events[0][1]["interactive"])
+
+
+async def _head_start(runtime: Runtime, pids: Set[Pid]) -> None:
+    """Let people's processes get to where they were before the others take the processor."""
+    with anyio.move_on_after(HEAD_START_S):
+        while runtime.are_catching_up(pids):
+            await anyio.sleep(POLL_S)
+
+
+def _read(journal: Journal, row: ProcessRow) -> History:
+    if row.is_damaged:
+        raise JournalDamaged(f"Part of process {row.pid}'s journal is lost.")
+    return History(row.pid, journal.read(row.pid))
+
+
+async def _recover_zombies(runtime: Runtime, journal: Journal, live: set[Pid]) -> None:
+    for row in await anyio.to_thread.run_sync(journal.store.zombies):
+        if row.ppid not in live:
+            journal.reap(row.pid)
+            continue
+        try:
+            history = await anyio.to_thread.run_sync(_read, journal, row)
+        except JournalDamaged:
+            continue
+        process = _process(runtime, history, live)
+        signal = None if row.exit_signal is None else Signal(row.exit_signal)
+        process.exit = ExitStatus(row.exit_code or 0, row.exit_message, signal)
+        process.ended_at = row.ended_at
+        runtime.kernel.restore_process(process)
+        runtime.adopt(process, _task(history))
+
+
+def _recover_one(
+    runtime: Runtime,
+    journal: Journal,
+    history: History,
+    live: set[Pid],
+    recovered: Recovered,
+    come_back: ComeBack,
+) -> None:
+    journal.go_on(history.pid, len(history.events))
+    process, task = bring_in(runtime, history, live)
+    journal.record(process.pid, ("boot", runtime.now()))
+    come_back(process, task, history)
+    signal = history.holdings.ending_signal
+    if signal is not None:
+        runtime.signal(process.pid, signal)
+    elif reason := reason_to_hold(runtime, history) or _reason_to_wait(history):
+        runtime.hold(process.pid, reason)
+        recovered.held[process.pid] = reason
+    else:
+        recovered.running.append(process.pid)
+
+
+def bring_in(runtime: Runtime, history: History, live: set[Pid]) -> tuple[Process, Task]:
+    """Make a process with all that its history says it has; it does not run yet."""
+    process, task = _process(runtime, history, live), _task(history)
+    runtime.kernel.restore_process(process)
+    for context_id, held in history.holdings.contexts.items():
+        process.contexts[context_id] = _context(runtime, process, context_id, held)
+    task.ran_s = history.ran_s
+    return process, task
+
+
+def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
+    spawn, holdings = history.spawn, history.holdings
+    ppid = Pid(spawn["ppid"])
+    return Process(
+        pid=history.pid,
+        ppid=ppid if ppid in live else KERNEL_PID,
+        program=_program(runtime, spawn),
+        params=spawn["params"],
+        title=spawn["title"],
+        capabilities=_capabilities(spawn["capabilities"]),
+        limits=Limits(**spawn["limits"]),
+        nice=spawn["nice"] if holdings.nice is None else holdings.nice,
+        seed=spawn["seed"],
+        started_at=spawn["started_at"],
+        group=runtime.kernel.groups.open(spawn["group"]),
+        is_interactive=_is_interactive(history),
+        usage=_usage(holdings),
+        num_streams=holdings.num_streams,
+        num_children=holdings.num_children,
+        next_context_id=holdings.next_context_id,
+    )
+
+
+def _is_interactive(history: History) -> bool:
+    now = history.holdings.is_interactive
+    return bool(history.spawn["interactive"] if now is None else now)
+
+
+def _capabilities(values: Mapping[str, Any]) -> Capabilities:
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return Capabilities(**given)
+
+
+def _usage(holdings: Holdings) -> Usage:
+    return Usage(
+        tokens_in=holdings.tokens_in,
+        tokens_out=holdings.tokens_out,
+        num_syscalls=holdings.num_syscalls,
+    )
+
+
+def _program(runtime: Runtime, spawn: Mapping[str, Any]) -> Program:
+    try:
+        return runtime.program(spawn["app"])
+    except (LlmosError, LookupError) as error:
+        info = AppInfo(spawn["app"], spawn["version"], "", (), {})
+        return MissingProgram(info, f"The app {spawn['app']} cannot be run: {error}")
+
+
+def _task(history: History) -> Task:
+    output, stdin = Output(), Input(is_open=history.spawn["stdin"])
+    for text in history.holdings.output:
+        output.write(text)
+    for line in history.holdings.input:
+        stdin.send(line)
+    if history.exit is not None:
+        output.close()
+    task = Task(output, stdin)
+    task.children.update(history.holdings.children)
+    return task
+
+
+def _context(
+    runtime: Runtime, process: Process, context_id: ContextId, held: HeldContext
+) -> Context:
+    context = Context(
+        runtime.kernel.pool,
+        pid=process.pid,
+        context_id=context_id,
+        stream=held.stream,
+        window=held.window,
+    )
+    context.append(held.tokens)
+    context.messages, context.reply_start = held.turns, held.reply_start
+    context.starts, context.num_forgotten = held.starts, held.num_forgotten
+    return context
+
+
+def reason_to_hold(runtime: Runtime, history: History) -> str:
+    """Why this kernel cannot go on with a process; empty where it can."""
+    spawn, core = history.spawn, runtime.kernel.info
+    program = _program(runtime, spawn)
+    if isinstance(program, MissingProgram):
+        return program.problem
+    if spawn["version"] != program.info.version:
+        return (
+            f"It was begun by {spawn['app']} {spawn['version']}, and now that is"
+            f" {program.info.version}."
+        )
+    if (spawn["model"], spawn["vocab_size"]) != (core.model, core.vocab_size):
+        return f"It was begun on the model {spawn['model']}, and this kernel has {core.model}."
+    longest = _longest(history.holdings.contexts.values())
+    if longest > core.context_length:
+        return f"It holds {longest} tokens and this kernel's window is {core.context_length}."
+    return ""
+
+
+def _reason_to_wait(history: History) -> str:
+    """Why a process that could go on waits to be told so; empty where it does not."""
+    if history.spawn["foreground"]:
+        return NO_TERMINAL.format(pid=history.pid)
+    return "It was stopped." if history.holdings.is_stopped else ""
+
+
+def _longest(contexts: Any) -> int:
+    lengths: Sequence[int] = [len(held.tokens) for held in contexts]
+    return max(lengths, default=0)
