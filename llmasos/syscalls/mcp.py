@@ -357,19 +357,27 @@ def _syscall(
 
 def _result(name: str, result: types.CallToolResult) -> McpResult:
     """What a tool returned as text and JSON. Raises `Failed` if it says that it failed."""
-    text = "\n".join(map(_block_text, result.content))
+    text = "\n".join(map(_block_text, result.content)).encode("utf-8", "replace").decode()
     if result.is_error:
         raise Failed(f"{name}: {text[:2000] or 'the tool failed and does not say why'}")
-    written = ""
-    if result.structured_content is not None:
-        written = json.dumps(result.structured_content, ensure_ascii=False)
-    fits = len(written) <= MAX_RESULT_CHARS
+    written, structured = _plain(result.structured_content)
     text = text or written
     return McpResult(
         text=text[:MAX_RESULT_CHARS],
-        structured=result.structured_content if fits else None,
-        truncated=len(text) > MAX_RESULT_CHARS or not fits,
+        structured=structured,
+        truncated=len(text) > MAX_RESULT_CHARS or structured != result.structured_content,
     )
+
+
+def _plain(value: Any) -> tuple[str, Any]:
+    """JSON as text and as it is; nothing where it is none, or too large."""
+    try:
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return "", None
+    if value is None or len(written) > MAX_RESULT_CHARS:
+        return "", None
+    return written, value
 
 
 def _block_text(block: Any) -> str:

@@ -86,7 +86,12 @@ def _decoded(page: Page) -> str:
         if guess is None:
             raise Failed("The page claims to be text and is not.")
         codec = guess.codec
-    return page.body.decode(codec, "replace")
+    return _valid(page.body.decode(codec, "replace"))
+
+
+def _valid(text: str) -> str:
+    """Without half characters, which UTF-7 can spell and JSON cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _main_text(source: str) -> str:
