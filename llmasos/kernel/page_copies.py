@@ -65,7 +65,8 @@ def read_sources(core: Core, swap: Swap | None, found: Sequence[Source]) -> dict
     if swap is not None:
         stored = {s.name: s.own_key for s in found if s.name not in pages and swap.has(s.own_key)}
         targets = [bytearray(core.info.bytes_per_page) for _ in stored]
-        wanted = list(zip(stored.values(), map(memoryview, targets), strict=True))
+        views = [memoryview(target) for target in targets]
+        wanted = list(zip(stored.values(), views, strict=True))
         were_found = swap.read(wanted, now=time.monotonic).wait()
         for name, content, is_whole in zip(stored, targets, were_found, strict=True):
             if is_whole:

@@ -198,6 +198,8 @@ async def test_what_does_not_fit_is_refused_in_a_sentence(place, monkeypatch):
             ("nice", 99, "Its events make no sense"),
             ("params", {"about": 3}, "about"),
             ("seed", "x", "Its events make no sense"),
+            ("limits", {"wall_s": "5"}, "Its events make no sense"),
+            ("capabilities", {"syscalls": ["*"], "root": ".", "fly": 1}, "make no sense"),
         ):
             place.file.write_bytes(pack(altered(whole, **{name: value})))
             with pytest.raises(CheckpointRefused, match=problem):
