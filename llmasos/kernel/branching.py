@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmasos.kernel.abi import ExitStatus, Pid
+from llmasos.kernel.abi import Capabilities, ExitStatus, Pid
 from llmasos.kernel.errors import (
     JournalDamaged,
     NoSuchProcess,
@@ -97,12 +97,23 @@ async def outcome_of_shared_child(
     raise PermissionDenied(f"Process {child} is not a child of this process.")
 
 
+def _granted(runtime: Runtime, wanted: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """Of what a process from elsewhere wants to hold, what one that is spawned here could."""
+    ours = runtime.capabilities
+    theirs = Capabilities(tuple(wanted["syscalls"]))
+    syscalls = list(theirs.syscalls)
+    if not all(map(ours.allows, runtime.syscalls)):
+        syscalls = [name for name in runtime.syscalls if ours.allows(name) and theirs.allows(name)]
+    hosts = ours.with_hosts(tuple(wanted.get("hosts", ()))).hosts
+    return {"syscalls": syscalls, "root": root, "hosts": list(hosts)}
+
+
 def _spawn_values(runtime: Runtime, past: Past, beginning: Beginning) -> dict[str, Any]:
     spawn, core = past.spawn, runtime.kernel.info
     origin = f"{past.pid}@{past.num_events}"
     capabilities = dict(spawn["capabilities"])
     if beginning.root is not None:
-        capabilities["root"] = beginning.root
+        capabilities |= _granted(runtime, capabilities, beginning.root)
     return {
         **spawn,
         "ppid": KERNEL_PID,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmasos.kernel.abi import Pid
+from llmasos.kernel.abi import Capabilities, Limits, Pid
 from llmasos.kernel.branching import Beginning, refuse_unfit
 from llmasos.kernel.checkpoint import MAX_FILE_BYTES, Checkpoint, pack, unpack
 from llmasos.kernel.errors import (
@@ -174,21 +175,6 @@ def _read(request: RestoreRequest) -> Checkpoint:
         raise CheckpointRefused(f"{request.path} is refused. {error}") from error
 
 
-class _Granted(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    syscalls: list[str]
-    root: str
-    hosts: list[str] = Field(default_factory=list)
-
-
-class _Limited(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    wall_s: float | None
-    tokens_out: int | None
-
-
 class _Spawn(BaseModel):
     """The shape of a process's first event."""
 
@@ -199,8 +185,8 @@ class _Spawn(BaseModel):
     params: dict[str, Any]
     title: str
     ppid: int
-    capabilities: _Granted
-    limits: _Limited
+    capabilities: Capabilities
+    limits: Limits
     nice: int = Field(ge=-20, le=19)
     seed: int
     started_at: float = Field(ge=0, le=1e12)
@@ -216,7 +202,8 @@ class _Spawn(BaseModel):
 def _believed(runtime: Runtime, checkpoint: Checkpoint, request: RestoreRequest) -> History:
     """The history in a checkpoint, if it is one that this kernel can go on with."""
     try:
-        _Spawn.model_validate(checkpoint.spawn)
+        spawn = _Spawn.model_validate_json(json.dumps(checkpoint.spawn))
+        _refuse_unknown(checkpoint.spawn, spawn)
         history = History(Pid(checkpoint.pid), decode_events(checkpoint.events))
         refuse_unfit(runtime, history)
         runtime.program(history.spawn["app"]).check(history.spawn["params"])
@@ -228,6 +215,13 @@ def _believed(runtime: Runtime, checkpoint: Checkpoint, request: RestoreRequest)
     if not all(_are_tokens(context.tokens, history.spawn["vocab_size"]) for context in held):
         raise CheckpointRefused(f"{request.path} is refused. It holds tokens that there are not.")
     return history
+
+
+def _refuse_unknown(values: Mapping[str, Any], spawn: _Spawn) -> None:
+    """Raise `ValueError` for a right or a limit that this version does not know: it cannot be ignored."""
+    for name, record in (("capabilities", spawn.capabilities), ("limits", spawn.limits)):
+        if unknown := values[name].keys() - asdict(record).keys():
+            raise ValueError(f"{name} have no {min(unknown)}")
 
 
 def _are_tokens(tokens: Sequence[Any], vocab_size: int) -> bool:

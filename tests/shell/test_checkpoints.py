@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llmasos.apps.sdk import Proc, app
+from llmasos.kernel.abi import Capabilities, Pid
 from llmasos.kernel.checkpoint import Checkpoint, is_encrypted, pack, unpack
 from llmasos.kernel.errors import (
     CheckpointRefused,
@@ -198,6 +199,8 @@ async def test_what_does_not_fit_is_refused_in_a_sentence(place, monkeypatch):
             ("nice", 99, "Its events make no sense"),
             ("params", {"about": 3}, "about"),
             ("seed", "x", "Its events make no sense"),
+            ("limits", {"wall_s": "5"}, "Its events make no sense"),
+            ("capabilities", {"syscalls": ["*"], "root": ".", "fly": 1}, "make no sense"),
         ):
             place.file.write_bytes(pack(altered(whole, **{name: value})))
             with pytest.raises(CheckpointRefused, match=problem):
@@ -211,6 +214,21 @@ def altered(checkpoint, **spawn):
     values = {**checkpoint.spawn, **spawn}
     first = json.dumps(["spawn", values]).encode()
     return replace(checkpoint, spawn=values, events=[first, *checkpoint.events[1:]])
+
+
+async def test_a_restored_process_holds_no_more_than_one_that_is_started_here(place):
+    await checkpointed(place)
+    whole = unpack(place.file.read_bytes())
+    wanted = {**whole.spawn["capabilities"], "syscalls": ["*"], "hosts": ["a.example", "b.example"]}
+    place.file.write_bytes(pack(altered(whole, capabilities=wanted)))
+    async with place.there.booted():
+        runtime = place.there.runtime
+        runtime.capabilities = Capabilities(("io.*", "ctx.*"), hosts=("b.example", "c.example"))
+        held = runtime.kernel.process(Pid(await restored(place))).capabilities
+        assert held.hosts == ("b.example",)
+        assert held.root == str(place.there.root)
+        assert held.allows("ctx.open")
+        assert not held.allows("fs.write")
 
 
 async def test_files_that_would_leave_the_root_are_refused(place):
