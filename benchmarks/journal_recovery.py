@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,27 @@ ORDINARY = range(1000, 20_000)
 class DreamingCore:
     """Has the facts of a real core and draws tokens from a hat."""
 
-    def __init__(self, info: CoreInfo) -> None:
+    def __init__(
+        self,
+        info: CoreInfo,
+        *,
+        step_s: float = STEP_S,
+        on_draw: Callable[[], None] = lambda: None,
+    ) -> None:
         self.info = info
+        self._on_draw = on_draw
         self._draw = random.Random(0)
+        self._step_s = step_s
 
     def execute(self, plan: StepPlan) -> StepResult:
-        time.sleep(STEP_S)  # a real core is slower still; apps keep up with it
+        time.sleep(self._step_s)  # a real core is slower still; apps keep up with it
         return StepResult(tuple(map(self._answer, plan.slices)))
 
     def _answer(self, piece: SequenceSlice) -> SliceResult:
-        return SliceResult(token_id=None if piece.sample is None else self._draw.choice(ORDINARY))
+        if piece.sample is None:
+            return SliceResult()
+        self._on_draw()
+        return SliceResult(token_id=self._draw.choice(ORDINARY))
 
     def read_page(self, page_id: int) -> bytes:
         return bytes(self.info.bytes_per_page)

@@ -6,6 +6,7 @@ sampling, detokenising, journals and syscalls are all inside the measured time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from benchmarks.prompts import Prompt
 from llmasos.apps.builtin import load_builtin
 from llmasos.kernel.abi import Pid
 from llmasos.kernel.cores.torch_core import TorchCore
+from llmasos.kernel.journal.entries import Level
+from llmasos.kernel.journal.journal import Journal
+from llmasos.kernel.journal.store import JournalStore
 from llmasos.kernel.models import ModelStore, StoredModel
 from llmasos.kernel.runtime import Runtime
 from llmasos.shell.home import home_folder
@@ -77,8 +81,15 @@ def _params(prompt: Prompt, new_tokens: int) -> dict[str, object]:
 
 
 @contextmanager
-def booted(model: StoredModel, *, dtype: str, device: str, threads: int | None) -> Iterator[Kernel]:
-    """A kernel over this model, until the block ends."""
+def booted(
+    model: StoredModel,
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    journal: Level | None = None,
+) -> Iterator[Kernel]:
+    """A kernel over this model, until the block ends; its journal, if any, lies in a temporary folder."""
     core = TorchCore.load(
         model.folder,
         name=model.name,
@@ -94,6 +105,14 @@ def booted(model: StoredModel, *, dtype: str, device: str, threads: int | None) 
             syscalls=builtin_syscalls(),
             programs=load_builtin,
             cache_folder=Path(folder),
+            journal=_journal(Path(folder), journal),
         )
         with portal.wrap_async_context_manager(runtime):
             yield Kernel(portal, runtime)
+
+
+def _journal(folder: Path, level: Level | None) -> Journal | None:
+    if level is None:
+        return None
+    store = JournalStore.open(folder / "journal.db", level=level)
+    return Journal(store, level=level, now=time.time)

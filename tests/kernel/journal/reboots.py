@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 
 from llmasos.kernel.abi import AppInfo, Pid
-from llmasos.kernel.journal.entries import Level
+from llmasos.kernel.journal.entries import Level, ProcessRow
 from llmasos.kernel.journal.events import Event, decode_events
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal
@@ -126,6 +126,11 @@ class Machine:
         """All that there ever were."""
         with self._store() as store:
             return store.next_pid - 1
+
+    def row(self, pid: int) -> ProcessRow | None:
+        """What the store knows of a process."""
+        with self._store() as store:
+            return store.row(Pid(pid))
 
     def decode(self, name: str, value: Any) -> Any:
         """A syscall's result."""
