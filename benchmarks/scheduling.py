@@ -34,6 +34,8 @@ ARRIVALS_PER_S = 2.0
 """More than the model keeps up with, so that there is a queue to order."""
 LIGHTER_LOADS = (1.0, 1.5)
 SEEDS = (1, 2, 3)
+WARM_UP_S = 4
+"""Before shares are counted, at least: until everybody has read the prompt and steps are even."""
 
 
 class Bench:
@@ -182,7 +184,10 @@ def _shares(bench: Bench, sizes: dict[str, int], weights: dict[str, int]) -> dic
     ]
     before, after = (
         _used(simulation, agents_now, until_s)
-        for agents_now, until_s in ((agents, bench.scaled(30)), ([], bench.scaled(150)))
+        for agents_now, until_s in (
+            (agents, max(bench.scaled(30), WARM_UP_S)),
+            ([], max(bench.scaled(150), 6 * WARM_UP_S)),
+        )
     )
     return {name: (after[name] - before[name]) / (after[""] - before[""]) for name in weights}
 
