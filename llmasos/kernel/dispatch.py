@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 
 from llmasos.kernel.abi import Chunk, Effect, Pid
@@ -95,9 +96,10 @@ class Dispatcher:
         comes as `Failed`."""
         process = self._kernel.live(pid)
         task = self._tasks[pid]
-        is_unwinding = task.is_dying or self._runtime.is_ending
-        if is_unwinding and self._effect(name) is not Effect.PURE:
-            raise Interrupted(f"The process is being ended; {name} is not done any more.")
+        if is_unwinding := task.is_dying or self._runtime.is_ending:
+            await anyio.lowlevel.checkpoint()  # ends it here, unless it shields what it still does
+            if self._effect(name) is not Effect.PURE:
+                raise Interrupted(f"The process is being ended; {name} is not done any more.")
         if self._journal is None or is_unwinding:
             request = _Request(process, task, name, args, UNNAMED, on_chunk)
             result = await self._perform(request)

@@ -58,13 +58,15 @@ class Replay:
         self._over = anyio.Event()
         self._problem = ""
         self._exit: ExitStatus | None = None
+        self._texts = {a.call: a.args["text"] for a in history.actions if a.name == OUTPUT_CALL}
+        self._on_given = on_given
         self._feed = Feed(
             history,
             self.deliveries,
             decode=decode,
             diverge=self._diverge,
             give_up=lambda _: None,
-            on_given=on_given,
+            on_given=self._given,
         )
 
     async def run(self) -> Replayed:
@@ -109,9 +111,13 @@ class Replay:
         is_recorded, answer = await self._feed.answer(next_call(), name, args, on_chunk)
         if not is_recorded:  # it was under way, or not begun, where the record ends
             await anyio.sleep_forever()
-        if name == OUTPUT_CALL:
-            self._output.append(args["text"])
         return answer
+
+    def _given(self, event: Event) -> None:
+        """Also what the app gave up printing may have been printed by then."""
+        if event[0] == "done" and event[1] in self._texts:
+            self._output.append(self._texts[event[1]])
+        self._on_given(event)
 
     def _diverge(self, problem: str) -> None:
         self._problem = problem
