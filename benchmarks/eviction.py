@@ -11,9 +11,8 @@ import random
 from collections.abc import Iterator
 
 from benchmarks.core_cost import CoreCost
-from benchmarks.simulation import SimulatedCore, Trace
+from benchmarks.simulation import ClockedCore, Trace
 from llmasos.kernel.abi import Capabilities, ExitStatus, Limits
-from llmasos.kernel.core import StepPlan, StepResult
 from llmasos.kernel.eviction import Eviction
 from llmasos.kernel.jobs import PrefillJob
 from llmasos.kernel.kernel import Kernel, KernelOptions
@@ -23,16 +22,6 @@ NUM_KINDS = 12
 NUM_PAGES = 512
 VOCABULARY = 49_152
 DOCUMENT_SHARE = 0.6
-
-
-class _ClockedCore(SimulatedCore):
-    """Steps that take their time on a clock of their own."""
-
-    now_s = 0.0
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        self.now_s += self.seconds(plan)
-        return super().execute(plan)
 
 
 def prompts(num: int, *, seed: int) -> Iterator[list[int]]:
@@ -50,7 +39,7 @@ def prompts(num: int, *, seed: int) -> Iterator[list[int]]:
 
 def computed_tokens(eviction: Eviction, num: int, *, seed: int) -> int:
     """Tokens computed for so many processes, one after another, each gone before the next arrives."""
-    core = _ClockedCore(CoreCost.load(), num_pages=NUM_PAGES)
+    core = ClockedCore(CoreCost.load(), num_pages=NUM_PAGES)
     kernel = Kernel(core.info, KernelOptions(), now=lambda: core.now_s)
     kernel.pool.eviction = eviction
     for prompt in prompts(num, seed=seed):

@@ -15,7 +15,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -104,17 +104,24 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def alternate(
-    sides: Mapping[str, Callable[[int], float]], *, repetitions: int, warm: bool = True
+    sides: Mapping[str, Callable[[int], float]],
+    *,
+    repetitions: int,
+    warm: bool = True,
+    once: Collection[str] = (),
 ) -> dict[str, Samples]:
     """Measure each side in turn, as many times as asked, the order reversed every other time.
 
     A side is called with the number of the repetition (-1 to warm it, which is not counted) and
-    returns its own measurement, so that what it prepares is not timed.
+    returns its own measurement, so that what it prepares is not timed. Sides named in `once` are
+    measured in the first repetition alone.
     """
     measured: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(-1 if warm else 0, repetitions):
         names = list(sides)[:: 1 if repetition % 2 == 0 else -1]
         for name in names:
+            if repetition > 0 and name in once:
+                continue
             gc.collect()
             value = sides[name](repetition)
             if repetition >= 0:
@@ -133,7 +140,9 @@ def progress(text: str) -> None:
     """Tell whoever waits what is being measured; kept out of stdout, which is the report's."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
+    elif text:
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    StoppingCriteriaList,
+)
 from transformers.utils import logging
 
 from benchmarks.harness import timed
@@ -52,16 +57,51 @@ class Transformers:
         self._cache = min(CACHES, key=seconds)
         return str(self._cache.get("cache_implementation", "dynamic"))
 
-    def one_by_one(self, prompts: Sequence[Prompt], new_tokens: int) -> float:
-        """Seconds for the prompts one after another."""
-        return sum(self.padded([prompt], new_tokens) for prompt in prompts)
+    def one_by_one(self, prompts: Sequence[Prompt], new_tokens: int) -> list[float]:
+        """Seconds for each of the prompts, one after another."""
+        return [self.padded([prompt], new_tokens) for prompt in prompts]
 
     def padded(self, prompts: Sequence[Prompt], new_tokens: int) -> float:
         """Seconds for all prompts as one batch, padded on the left to the longest."""
+        inputs, mask = self._inputs(prompts)
+        return timed(lambda: self._generate(inputs, mask, new_tokens))
+
+    def decode(self, prompts: Sequence[Prompt], new_tokens: int) -> tuple[float, float]:
+        """Seconds until the first token of the padded batch, and of so many more after it."""
+        stamps: list[float] = []
+
+        def stamp(ids: torch.Tensor, _scores: Any, **_kwargs: Any) -> torch.Tensor:
+            stamps.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        inputs, mask = self._inputs(prompts)
+        begun = time.perf_counter()
+        self._generate(
+            inputs, mask, new_tokens + 1, stopping_criteria=StoppingCriteriaList([stamp])
+        )
+        return stamps[0] - begun, stamps[-1] - stamps[0]
+
+    @torch.inference_mode()
+    def continuous(self, prompts: Sequence[Prompt], new_tokens: int) -> float:
+        """Seconds for all prompts through transformers' own continuous batching."""
+        settings = GenerationConfig(
+            max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+        tokens = sum(len(prompt.token_ids) + new_tokens for prompt in prompts)
+        batching = ContinuousBatchingConfig(
+            num_blocks=tokens // 256 + 2 * len(prompts), max_batch_tokens=512, use_cuda_graph=False
+        )
+        inputs = [list(prompt.token_ids) for prompt in prompts]
+        return timed(
+            lambda: self._model.generate_batch(
+                inputs=inputs, generation_config=settings, continuous_batching_config=batching
+            )
+        )
+
+    def _inputs(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = _left_padded(prompts).to(self._device)
         mask = (inputs >= 0).long()
-        inputs.clamp_(min=0)
-        return timed(lambda: self._generate(inputs, mask, new_tokens))
+        return inputs.clamp_(min=0), mask
 
     @torch.inference_mode()
     def ask(self, tokenizer: Any, question: str) -> tuple[float, str]:
@@ -76,13 +116,16 @@ class Transformers:
         return time.perf_counter() - begun, text
 
     @torch.inference_mode()
-    def _generate(self, inputs: torch.Tensor, mask: torch.Tensor, new_tokens: int) -> None:
+    def _generate(
+        self, inputs: torch.Tensor, mask: torch.Tensor, new_tokens: int, **keywords: Any
+    ) -> None:
         output = self._model.generate(
             inputs,
             attention_mask=mask,
             max_new_tokens=new_tokens,
             do_sample=False,
             **self._cache,
+            **keywords,
         )
         made = output.cpu().shape[1] - inputs.shape[1]
         if made != new_tokens:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from llmasos.kernel.tokenizer import Tokenizer
 
 NUM_WORDS = 3000
+MANY = 16
+"""Processes of the largest case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,12 @@ class PromptMaker:
             self._prompt(first + "".join(generator.choices(self._words, k=length - 1)), length)
             for first, length in zip(first_words, lengths, strict=True)
         ]
+
+    def draw_sharing(self, num_shared: int, num_own: int, count: int, *, seed: str) -> list[Prompt]:
+        """So many prompts with one beginning, each with some tokens of its own after it."""
+        (common,) = self.draw([num_shared], seed=seed)
+        tails = self.draw([num_own] * count, seed=f"{seed}/tails")
+        return [self._prompt(common.text + tail.text, num_shared + num_own) for tail in tails]
 
     def _prompt(self, text: str, length: int) -> Prompt:
         token_ids = tuple(self._tokenizer.encode(text))
@@ -70,10 +78,11 @@ def equal_lengths(num_prompts: int) -> list[int]:
 
 
 def mixed_lengths(num_prompts: int) -> list[int]:
-    """From 100 to 1500 tokens in even steps, in no order; 800 for one alone."""
+    """From 100 to 1500 tokens in `MANY` even steps, in no order; fewer prompts take some of them,
+    spread as evenly, and one alone that of the middle."""
+    steps = [round(100 + 1400 * index / (MANY - 1)) for index in range(MANY)]
     if num_prompts == 1:
-        return [800]
-    step = 1400 / (num_prompts - 1)
-    lengths = [round(100 + step * index) for index in range(num_prompts)]
+        return [steps[MANY // 2]]
+    lengths = [steps[round((MANY - 1) * index / (num_prompts - 1))] for index in range(num_prompts)]
     random.Random(num_prompts).shuffle(lengths)
     return lengths

@@ -34,13 +34,19 @@ ARRIVALS_PER_S = 2.0
 """More than the model keeps up with, so that there is a queue to order."""
 LIGHTER_LOADS = (1.0, 1.5)
 SEEDS = (1, 2, 3)
+WARM_UP_S = 4
+"""Before shares are counted, at least: until everybody has read the prompt and steps are even."""
 
 
 class Bench:
     """A core and the size of the run."""
 
-    def __init__(self, core: Core, *, scale: float, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, core: Core, *, scale: float, seeds: Sequence[int], compares_all: bool = True
+    ) -> None:
         self.core, self.seeds = core, seeds
+        self.compares_all = compares_all
+        """Whether lighter loads, and a chat under every policy, are measured too."""
         self._scale = scale
 
     def scaled(self, count: float) -> int:
@@ -83,7 +89,8 @@ def _bench(options: argparse.Namespace) -> Bench:
 
     model = ours.stored_model(options.model)
     core = TorchCore.load(model.folder, name=model.name, fingerprint=model.fingerprint)
-    return Bench(core, scale=0.05 if options.quick else 0.15, seeds=SEEDS[:1])
+    scale = 0.03 if options.quick else 0.1
+    return Bench(core, scale=scale, seeds=SEEDS[:1], compares_all=not options.quick)
 
 
 def _mixed(report: Report, bench: Bench) -> None:
@@ -119,7 +126,7 @@ def _mixed(report: Report, bench: Bench) -> None:
 
 def _lighter(report: Report, bench: Bench) -> None:
     """The same kinds of agents arriving more slowly: how much of the gain is the load's doing."""
-    for per_s in LIGHTER_LOADS:
+    for per_s in LIGHTER_LOADS if bench.compares_all else ():
         agents = agent_trace.mixed(bench.scaled(300), per_s=per_s, seed=bench.seeds[0])
         for name, policy in POLICIES.items():
             harness.progress(f"{per_s} arrivals a second: {name}")
@@ -177,7 +184,10 @@ def _shares(bench: Bench, sizes: dict[str, int], weights: dict[str, int]) -> dic
     ]
     before, after = (
         _used(simulation, agents_now, until_s)
-        for agents_now, until_s in ((agents, bench.scaled(30)), ([], bench.scaled(150)))
+        for agents_now, until_s in (
+            (agents, max(bench.scaled(30), WARM_UP_S)),
+            ([], max(bench.scaled(150), 6 * WARM_UP_S)),
+        )
     )
     return {name: (after[name] - before[name]) / (after[""] - before[""]) for name in weights}
 
@@ -201,9 +211,10 @@ def _foreground(report: Report, bench: Bench) -> None:
     """A chat at a terminal, alone and with batch processes in the background."""
     chat = agent_trace.foreground(bench.scaled(250), seed=7)
     batch = agent_trace.batch(NUM_BATCH, seed=7)
+    policies = POLICIES if bench.compares_all else {"fair": FairShare}
     cases: dict[str, tuple[Callable[[], Policy], list[Agent]]] = {
         "alone": (FairShare, []),
-        **{f"under 15 batch, {name}": (policy, batch) for name, policy in POLICIES.items()},
+        **{f"under 15 batch, {name}": (policy, batch) for name, policy in policies.items()},
     }
     found = {}
     for name, (policy, others) in cases.items():

@@ -33,6 +33,8 @@ WORD = 300
 class SimulatedCore:
     """A core that computes nothing and says what it would have cost."""
 
+    page_size = 16
+
     def __init__(self, cost: CoreCost, *, num_pages: int = 40_000) -> None:
         self._cost = cost
         self.info = CoreInfo(
@@ -40,7 +42,7 @@ class SimulatedCore:
             fingerprint="simulated",
             vocab_size=49_152,
             context_length=1 << 20,
-            page_size=16,
+            page_size=self.page_size,
             bytes_per_page=1,
             num_pages=num_pages,
             exact=True,
@@ -70,6 +72,17 @@ class SimulatedCore:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class ClockedCore(SimulatedCore):
+    """The same, whose steps take their time on a clock of its own."""
+
+    now_s = 0.0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `Core.execute`."""
+        self.now_s += self.seconds(plan)
+        return super().execute(plan)
 
 
 @dataclass(slots=True)

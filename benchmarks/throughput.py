@@ -10,23 +10,24 @@ one run, new ones in every repetition, so that no side ever finds a prefix it ha
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from benchmarks import harness, ours
 from benchmarks.harness import Bar, Report, Samples
 from benchmarks.peers import Transformers
-from benchmarks.prompts import Prompt, PromptMaker, equal_lengths, mixed_lengths
+from benchmarks.prompts import MANY, Prompt, PromptMaker, equal_lengths, mixed_lengths
 from llmasos.kernel.cores.load import DTYPES, choose_dtype
 
 Generate = Callable[[Sequence[Prompt], int], float]
 """Generates so many tokens after each prompt; returns the seconds it took."""
 
-MANY = 16
-NEW_TOKENS, NEW_TOKENS_QUICK = 64, 24
+NEW_TOKENS, NEW_TOKENS_QUICK = 32, 16
 WARM_TOKENS = 4
+CHOOSING_PROMPTS = 4
 OURS, ONE_BY_ONE, PADDED = "llmasos", "one after another", "padded batch"
 
 
@@ -42,15 +43,44 @@ class Case:
     def num_processes(self) -> int:
         return len(self.lengths)
 
+    @property
+    def is_largest(self) -> bool:
+        return self.num_processes == MANY
+
+    @property
+    def once(self) -> tuple[str, ...]:
+        """Sides too slow to repeat, which no bar depends on."""
+        return (ONE_BY_ONE,) if self.workload == "mixed" else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What the cases are measured with."""
 
     prompts: PromptMaker
-    sides: dict[str, Generate]
+    ours: Generate
+    peer: Transformers
     new_tokens: int
     repetitions: int
+    alone: dict[tuple[str, int, int], list[float]] = field(default_factory=dict)
+    """(workload, prompt's length, new tokens): seconds of the peer with such a prompt alone."""
+
+    def run(self, side: str, case: Case, prompts: Sequence[Prompt], new_tokens: int) -> float:
+        if side == OURS:
+            return self.ours(prompts, new_tokens)
+        if side == PADDED:
+            return self.peer.padded(prompts, new_tokens)
+        seconds = self.peer.one_by_one(prompts, new_tokens)
+        for prompt, each in zip(prompts, seconds, strict=True):
+            key = (case.workload, len(prompt.token_ids), new_tokens)
+            self.alone.setdefault(key, []).append(each)
+        return sum(seconds)
+
+    def sum_alone(self, case: Case) -> float:
+        """What one after another takes for some of the prompts of the largest case."""
+        times = self.alone
+        keys = [(case.workload, length, self.new_tokens) for length in case.lengths]
+        return sum(statistics.median(times[key]) for key in keys)
 
 
 def main() -> int:
@@ -65,17 +95,15 @@ def main() -> int:
     with ours.booted(model, dtype=name, device=options.device, threads=options.threads) as kernel:
         bench = Bench(
             prompts=PromptMaker(model.load_tokenizer()),
-            sides={
-                OURS: kernel.generate,
-                ONE_BY_ONE: peer.one_by_one,
-                PADDED: peer.padded,
-            },
+            ours=kernel.generate,
+            peer=peer,
             new_tokens=NEW_TOKENS_QUICK if options.quick else NEW_TOKENS,
             repetitions=1 if options.quick else options.repetitions,
         )
         report = Report("throughput", notes=_notes(bench, kernel.description, name))
         for case in _cases(quick=options.quick):
-            _measure_case(report, bench, peer, case)
+            _measure_case(report, bench, case)
+    report.rows.sort(key=lambda row: (row["workload"], row["processes"]))
     _add_bars(report)
     return harness.finish(report, as_json=options.json)
 
@@ -91,18 +119,19 @@ def _options() -> argparse.Namespace:
 
 
 def _cases(*, quick: bool) -> Iterable[Case]:
+    """The largest case of a workload first: what a prompt takes alone is measured there."""
     for workload, lengths in (("equal", equal_lengths), ("mixed", mixed_lengths)):
-        for count in (MANY,) if quick else (1, 4, 8, MANY):
+        for count in (MANY,) if quick else (MANY, 8, 4, 1):
             # One after another on long prompts alone takes longer than --quick may.
             slow = quick and workload == "mixed"
             sides = (OURS, PADDED) if slow else (OURS, ONE_BY_ONE, PADDED)
             yield Case(workload, tuple(lengths(count)), sides)
 
 
-def _measure_case(report: Report, bench: Bench, peer: Transformers, case: Case) -> None:
+def _measure_case(report: Report, bench: Bench, case: Case) -> None:
     harness.progress(f"{case.workload} x {case.num_processes}: choosing the peer's cache")
-    some = _draw(bench, case, "choosing")[: 2 if bench.repetitions == 1 else None]
-    cache = peer.choose_cache(some, 2 * WARM_TOKENS)
+    some = _draw(bench, case, "choosing")[: 2 if bench.repetitions == 1 else CHOOSING_PROMPTS]
+    cache = bench.peer.choose_cache(some, 2 * WARM_TOKENS)
     total = _speeds(bench, case)
     decode = _decode_speeds(bench, case, total)
     for side in case.sides:
@@ -119,31 +148,43 @@ def _measure_case(report: Report, bench: Bench, peer: Transformers, case: Case) 
         )
 
 
-def _speeds(bench: Bench, case: Case, *, new_tokens: int | None = None) -> dict[str, Samples]:
-    """Seconds of each side."""
-    wanted = new_tokens or bench.new_tokens
+def _speeds(bench: Bench, case: Case) -> dict[str, Samples]:
+    """Seconds of each side: repeated in the largest case, which bars depend on."""
+    repetitions = bench.repetitions if case.is_largest else 1
+    measured = case.sides if case.is_largest else (OURS, PADDED)
+    found = _measure(bench, case, measured, bench.new_tokens, repetitions)
+    if ONE_BY_ONE in case.sides and ONE_BY_ONE not in found:
+        found[ONE_BY_ONE] = Samples((bench.sum_alone(case),))
+    return found
 
+
+def _measure(
+    bench: Bench, case: Case, sides: Iterable[str], new_tokens: int, repetitions: int
+) -> dict[str, Samples]:
     def measured(side: str) -> Callable[[int], float]:
         def measure(repetition: int) -> float:
-            harness.progress(f"{case.workload} x {case.num_processes}: {side}, {repetition + 1}")
-            prompts = _draw(bench, case, f"{wanted}/{repetition}")
+            harness.progress(
+                f"{case.workload} x {case.num_processes}: {side}, {new_tokens} tokens, "
+                + (f"repetition {repetition + 1}" if repetition >= 0 else "warming")
+            )
+            prompts = _draw(bench, case, f"{new_tokens}/{repetition}")
             if repetition < 0:
-                return bench.sides[side](prompts[:2], WARM_TOKENS)
-            return bench.sides[side](prompts, wanted)
+                return bench.run(side, case, prompts[:2], WARM_TOKENS)
+            return bench.run(side, case, prompts, new_tokens)
 
         return measure
 
     return harness.alternate(
-        {side: measured(side) for side in case.sides}, repetitions=bench.repetitions
+        {side: measured(side) for side in sides}, repetitions=repetitions, once=case.once
     )
 
 
 def _decode_speeds(bench: Bench, case: Case, total: dict[str, Samples]) -> dict[str, float]:
     """Tokens per second after the prompts are computed: what is left of the whole time when the
     time of generating a single token is taken off. Only of the largest cases; it costs a prefill."""
-    if case.num_processes < MANY or bench.repetitions < 2:
+    if not case.is_largest or bench.repetitions < 2:
         return {}
-    first = _speeds(bench, case, new_tokens=1)
+    first = _measure(bench, case, case.sides, 1, 1)
     tokens = case.num_processes * (bench.new_tokens - 1)
     return {side: tokens / (total[side].median - first[side].median) for side in case.sides}
 
@@ -174,9 +215,12 @@ def _add_bars(report: Report) -> None:
 def _notes(bench: Bench, description: str, dtype: str) -> list[str]:
     return [
         f"{bench.new_tokens} tokens a process, greedy, end-of-text ignored, in {dtype} on every side;"
-        f" {bench.repetitions} repetition(s), medians, +- half the range.",
+        f" {bench.repetitions} repetition(s) of the largest cases, one of the others and of one after"
+        " another on mixed lengths; medians, +- half the range.",
         "equal: 25 tokens a prompt; mixed: 100 to 1500 in even steps. Prompts share no beginning and"
         " are new in each repetition, and the kernel says that no token came from its prefix cache.",
+        "One after another: each prompt of the largest case is measured alone, and fewer processes are"
+        " the sum over some of those.",
         "Tokens/s: sampled tokens over the whole wall time, prefill included; decode tokens/s: the"
         " same without the time that a single token takes.",
         f"Ours: {description}; a process of the complete app for each prompt, through the runtime.",

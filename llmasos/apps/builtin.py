@@ -6,11 +6,12 @@ from difflib import get_close_matches
 
 from llmasos.apps.agent.app import agent
 from llmasos.apps.app import App
+from llmasos.apps.call import call
 from llmasos.apps.chat import chat
 from llmasos.apps.complete import complete
 from llmasos.kernel.errors import NoSuchApp
 
-_APPS = (agent, chat, complete)
+_APPS = (agent, call, chat, complete)
 
 
 def builtin_apps() -> dict[str, App]:

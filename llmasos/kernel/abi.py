@@ -9,7 +9,7 @@ never mixed in one field.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NewType
 
@@ -207,15 +207,36 @@ class Capabilities:
     """What a process may do. A child's can only be the same or less (`attenuate`).
 
     `syscalls` are shell patterns over syscall names (`fs.*`); `root` is the folder that file and
-    search syscalls are confined to.
+    search syscalls are confined to. `hosts` are what `web.*` may reach: names or addresses, in which
+    `*` stands for anything, with `:port` where that is not the scheme's own; none unless granted.
     """
 
     syscalls: tuple[str, ...] = ("*",)
     root: str = "."
+    hosts: tuple[str, ...] = ()
 
     def allows(self, name: str) -> bool:
         """Whether a syscall of this name may be called at all."""
         return any(fnmatchcase(name, pattern) for pattern in self.syscalls)
+
+    def allows_host(self, host: str) -> bool:
+        """Whether a host, `name` or `name:port`, may be reached."""
+        return any(_covers(pattern.lower(), host.lower()) for pattern in self.hosts)
+
+    def with_hosts(self, wanted: tuple[str, ...]) -> Capabilities:
+        """The same with the hosts that both it and `wanted` allow, so never more."""
+        both = [host for host in wanted if self.allows_host(host)]
+        asked = Capabilities(hosts=wanted)
+        both += [host for host in self.hosts if asked.allows_host(host) and host not in both]
+        return replace(self, hosts=tuple(both))
+
+
+def _covers(pattern: str, host: str) -> bool:
+    """Whether a host pattern covers a host, or all that another pattern covers.
+
+    `*` is the only wildcard: then a pattern that matches another's spelling matches all it stands for.
+    """
+    return not set("?[]") & set(pattern + host) and fnmatchcase(host, pattern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +245,20 @@ class Limits:
 
     wall_s: float | None = None
     tokens_out: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """Hard limits of a group of processes and everything below it; None is unlimited."""
+
+    tokens_out: int | None = None
+    """Tokens that may be sampled, ever: then its generations fail."""
+    model_s: float | None = None
+    """Seconds of the model's time, ever: what was in the step that passes it is done, then its work fails."""
+    pages: int | None = None
+    """Pages held at a time: work that needs more waits."""
+    processes: int | None = None
+    """Live processes at a time: a spawn beyond is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +325,11 @@ class GroupInfo:
     tokens_computed: int
     tokens_out: int
     model_s: float
+    limits: GroupLimits = GroupLimits()
+    num_processes_in_all: int = 0
+    """Live ones in the group and below."""
+    pages_held: int = 0
+    """Pages that they hold, each counted once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +359,8 @@ class KernelStatus:
     """Why swap takes no more pages; empty while it does, or where there is none."""
     pages_saved: int = 0
     pages_loaded: int = 0
+    groups: tuple[GroupInfo, ...] = ()
+    """The root first, each before its subgroups."""
     journal: str = "off"
     """How much is on disk before an app sees it: durable, relaxed or off."""
     journal_bytes: int = 0

@@ -211,6 +211,14 @@ class Context:
         self.num_peak = max(self.num_peak, self.num_computed)
         return self.num_computed - before
 
+    def pages_to(self, end: int) -> tuple[set[PageId], int]:
+        """To make positions up to `end` writable: the pages it would keep, and how many it would take."""
+        first = self.num_computed // self._pool.page_size
+        kept = set(self.page_ids)
+        if first < len(self.page_ids) and not self._pool.is_writable(self.page_ids[first]):
+            kept.discard(self.page_ids[first])
+        return kept, max(self._pool.pages_for(end) - len(kept), 0)
+
     def reserve(self, end: int) -> list[PageCopy] | None:
         """Make positions `num_computed .. end-1` writable.
 

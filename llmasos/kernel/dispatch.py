@@ -66,6 +66,8 @@ class _Request:
     args: Mapping[str, Any]
     call_id: CallId
     on_chunk: Callable[[Chunk], None] | None
+    given: int = 0
+    """Things that the app had been given when it asked."""
     under_way: OpenCall | None = None
     """What is known of it, where it was under way when an earlier kernel ended."""
 
@@ -96,23 +98,26 @@ class Dispatcher:
         comes as `Failed`."""
         process = self._kernel.live(pid)
         task = self._tasks[pid]
-        if is_unwinding := task.is_dying or self._runtime.is_ending:
-            await anyio.lowlevel.checkpoint()  # ends it here, unless it shields what it still does
-            if self._effect(name) is not Effect.PURE:
-                raise Interrupted(f"The process is being ended; {name} is not done any more.")
+        is_unwinding = task.is_dying or self._runtime.is_ending
+        if is_unwinding:
+            await (
+                anyio.lowlevel.checkpoint_if_cancelled()
+            )  # but for what it shields while it cleans up
+        if is_unwinding and self._effect(name) is not Effect.PURE:
+            raise Interrupted(f"The process is being ended; {name} is not done any more.")
         if self._journal is None or is_unwinding:
             request = _Request(process, task, name, args, UNNAMED, on_chunk)
             result = await self._perform(request)
             await _while_stopped(process, task)
             return result
-        call_id, under_way = next_call(), None
+        call_id, under_way, given = next_call(), None, task.deliveries.num_given
         if (feed := task.feed) is not None:
             await _while_stopped(process, task)
-            is_recorded, answer = await feed.answer(call_id, name, args, on_chunk)
-            if is_recorded:
-                return answer
-            under_way = answer
-        request = _Request(process, task, name, args, call_id, on_chunk, under_way)
+            answer = await feed.answer(call_id, name, args, on_chunk)
+            if answer.is_recorded:
+                return answer.result
+            under_way, given = answer.under_way, answer.given
+        request = _Request(process, task, name, args, call_id, on_chunk, given, under_way)
         return await self._perform_recorded(request, self._journal)
 
     # --- within: with a journal
@@ -120,7 +125,7 @@ class Dispatcher:
     async def _perform_recorded(self, request: _Request, journal: Journal) -> Any:
         process, deliveries = request.process, request.task.deliveries
         if request.under_way is None:
-            begin = ("begin", request.call_id, request.name, request.args, deliveries.num_given)
+            begin = ("begin", request.call_id, request.name, request.args, request.given)
             journal.record(process.pid, (*begin, self._runtime.now()))
             deliveries.num_calls += 1
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -205,8 +210,8 @@ class Dispatcher:
         arguments = entry.validate(request.args)
         if request.under_way is not None and not entry.is_repeatable:
             raise MaybeDone(
-                f"The kernel ended while {request.name} was under way; whether it happened is not"
-                " known."
+                f"{request.name} was under way where the kernel ended, or where this process branched"
+                " off; whether it happened is not known."
             )
         call = self._call(request)
         with self._frame(request, call):

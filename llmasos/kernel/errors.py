@@ -12,7 +12,8 @@
     │   └── UsageError          a command line that cannot be understood
     ├── ProcessError            about a process, to whoever asked
     │   ├── NoSuchProcess
-    │   └── NoSuchApp
+    │   ├── NoSuchApp
+    │   └── CheckpointRefused   a checkpoint that is not whole, or does not fit here
     ├── JournalDamaged          what is recorded of one process fails its checks
     ├── JournalFailed           the journal could not be written or read; nothing changed
     │   └── JournalFull         the disk is full; the same write works once there is room
@@ -93,6 +94,10 @@ class NoSuchProcess(ProcessError):
 
 class NoSuchApp(ProcessError):
     """No app of that name is installed."""
+
+
+class CheckpointRefused(ProcessError):
+    """A checkpoint's file is not whole, is no checkpoint, or does not fit this kernel or folder."""
 
 
 class JournalDamaged(LlmosError):

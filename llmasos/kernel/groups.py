@@ -1,23 +1,33 @@
-"""Groups of processes: weights and accounts of subtrees, as Linux's cgroups have them.
+"""Groups of processes: weights, limits and accounts of subtrees, as Linux's cgroups have them.
 
 A group's processes and its subgroups compete for what the group gets: each subgroup with its weight, all
 its own processes together as one with the default weight, and those among each other by niceness. So nobody
 gets more of the model by starting more processes. Which of them runs is the policy's business
 (`policies.FairShare`); here stand its numbers.
 
-A group that was only ever named by a spawn is forgotten with its last process; one whose weight was
-set stays.
+What is used below a group counts against its limits too, so a subgroup has what its own limits and those of
+everything above it leave. `exhausted` and `lacks_pages` are asked by the scheduler, `admit` by the kernel.
+
+A group that was only ever named by a spawn is forgotten with its last process; one whose weight or limits
+were set stays.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from typing import TYPE_CHECKING
 
-from llmasos.kernel.abi import GroupInfo
-from llmasos.kernel.errors import InvalidArguments, KernelBug
+from llmasos.kernel.abi import GroupInfo, GroupLimits, Pid
+from llmasos.kernel.core import PageId
+from llmasos.kernel.errors import InvalidArguments, KernelBug, LimitExceeded
+
+if TYPE_CHECKING:
+    from llmasos.kernel.context import Context
+    from llmasos.kernel.process import Process
 
 DEFAULT_WEIGHT = 100
 MAX_WEIGHT = 10_000
@@ -66,9 +76,11 @@ class Group:
     parent: Group | None = None
     weight: int = DEFAULT_WEIGHT
     is_kept: bool = False
+    limits: GroupLimits = field(default_factory=GroupLimits)
     usage: GroupUsage = field(default_factory=GroupUsage)
     children: dict[str, Group] = field(default_factory=dict)
-    num_processes: int = 0
+    processes: dict[Pid, Process] = field(default_factory=dict)
+    """Live ones of the group itself."""
     turn: Turn = field(default_factory=Turn)
     own_turn: Turn = field(default_factory=Turn)
     clock: Clock = field(default_factory=Clock)
@@ -92,6 +104,85 @@ class Group:
             group.usage.tokens_computed += tokens_computed
             group.usage.tokens_out += tokens_out
             group.usage.model_s += model_s
+
+    @property
+    def num_processes(self) -> int:
+        """Live processes in the group itself."""
+        return len(self.processes)
+
+    @property
+    def is_page_limited(self) -> bool:
+        """Whether it, or anything above it, has a limit on pages."""
+        return any(group.limits.pages is not None for group in self.upwards())
+
+    def downwards(self) -> Iterator[Group]:
+        """This group, then everything below it."""
+        yield self
+        for child in self.children.values():
+            yield from child.downwards()
+
+    def contexts(self) -> Iterator[Context]:
+        """Of every process in it and below."""
+        for group in self.downwards():
+            for process in group.processes.values():
+                yield from process.contexts.values()
+
+    def pages(self, *, but: Context | None = None) -> set[PageId]:
+        """Pages that it and everything below it hold, those of one context left out."""
+        return {
+            page_id
+            for context in self.contexts()
+            if context is not but
+            for page_id in context.page_ids
+        }
+
+    def exhausted(self) -> LimitExceeded | None:
+        """The error of whoever in it wants more of the model; None while it may have more."""
+        for group in self.upwards():
+            limits, usage = group.limits, group.usage
+            if limits.tokens_out is not None and usage.tokens_out >= limits.tokens_out:
+                what = f"sample {limits.tokens_out} tokens"
+            elif limits.model_s is not None and usage.model_s >= limits.model_s:
+                what = f"use the model for {limits.model_s:g} s"
+            else:
+                continue
+            return LimitExceeded(f"{group.title} may {what} and has done so.")
+        return None
+
+    def may_draw(self, drawing: Counter[Group]) -> bool:
+        """Whether one more token may be sampled in it in a step in which so many are already."""
+        return all(
+            group.limits.tokens_out is None
+            or group.usage.tokens_out + drawing[group] < group.limits.tokens_out
+            for group in self.upwards()
+        )
+
+    def too_large(self, num_pages: int) -> LimitExceeded | None:
+        """The error of a context of it that needs more pages than may ever be held; None if it may."""
+        for group in self.upwards():
+            most = group.limits.pages
+            if most is not None and num_pages > most:
+                return LimitExceeded(
+                    f"{group.title} may hold {most} pages and this context needs {num_pages}."
+                )
+        return None
+
+    def lacks_pages(self, context: Context, end: int) -> Group | None:
+        """The group, it or one above, that would hold too many pages if this context of it were
+        writable to position `end`; None if there is none."""
+        for group in self.upwards():
+            most = group.limits.pages
+            if most is None:
+                continue
+            kept, num_new = context.pages_to(end)
+            if len(group.pages(but=context) | kept) + num_new > most:
+                return group
+        return None
+
+    @property
+    def title(self) -> str:
+        """What errors call it."""
+        return f"Group {self.path}" if self.parent else "The root group"
 
 
 class GroupTree:
@@ -123,13 +214,38 @@ class GroupTree:
         group = self.open(path)
         group.weight, group.is_kept = weight, True
 
-    def enter(self, group: Group) -> None:
-        """Count a process in."""
-        group.num_processes += 1
+    def set_limits(self, path: str, limits: GroupLimits) -> None:
+        """Give a group limits for what it has used and will use; they stay until the kernel ends.
 
-    def leave(self, group: Group) -> None:
+        Raises `InvalidArguments` for one below 0, or no pages or processes at all.
+        """
+        given = [value for value in astuple(limits) if value is not None]
+        if not all(value >= 0 and math.isfinite(value) for value in given):
+            raise InvalidArguments("A group's limits are numbers from 0 up.")
+        if limits.pages == 0:
+            raise InvalidArguments("A group without a page could not even begin; give it one.")
+        group = self.open(path)
+        group.limits, group.is_kept = limits, True
+
+    def admit(self, process: Process) -> None:
+        """Count a new process in; raises `LimitExceeded` where its group is full."""
+        for group in process.group.upwards():
+            most = group.limits.processes
+            if most is not None and sum(each.num_processes for each in group.downwards()) >= most:
+                self._forget_unused(process.group)
+                raise LimitExceeded(f"{group.title} may have {most} processes and has them.")
+        self.enter(process)
+
+    def enter(self, process: Process) -> None:
+        """Count a process in, whatever the limits say: it is there already."""
+        process.group.processes[process.pid] = process
+
+    def leave(self, process: Process) -> None:
         """Count a process out; groups that nobody needs any more are forgotten."""
-        group.num_processes -= 1
+        del process.group.processes[process.pid]
+        self._forget_unused(process.group)
+
+    def _forget_unused(self, group: Group) -> None:
         while group.parent is not None and _is_unused(group):
             del group.parent.children[group.name]
             group = group.parent
@@ -144,6 +260,9 @@ class GroupTree:
                 tokens_computed=group.usage.tokens_computed,
                 tokens_out=group.usage.tokens_out,
                 model_s=group.usage.model_s,
+                limits=group.limits,
+                num_processes_in_all=sum(each.num_processes for each in group.downwards()),
+                pages_held=len(group.pages()),
             )
             for group in self._all()
         ]
@@ -154,8 +273,10 @@ class GroupTree:
             raise KernelBug("tokens charged to groups differ from tokens computed")
         for group in self._all():
             below = sum(child.usage.tokens_computed for child in group.children.values())
-            if below > group.usage.tokens_computed or group.num_processes < 0:
+            if below > group.usage.tokens_computed:
                 raise KernelBug(f"group {group.path!r} miscounts what its subgroups used")
+            if any(process.exit is not None for process in group.processes.values()):
+                raise KernelBug(f"group {group.path!r} counts a process that has exited")
 
     def _all(self) -> Iterator[Group]:
         waiting = [self.root]

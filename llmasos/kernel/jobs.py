@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 class Job:
     """What every kind of job has in common. One job at a time works on a context."""
 
+    draws = False
+    """Whether the slice that reaches `end` samples a token."""
+
     def __init__(self, process: Process, context: Context) -> None:
         self.process = process
         self.context = context
@@ -139,6 +142,8 @@ class GenerateOptions:
 
 class GenerateJob(Job):
     """Draw tokens until a stop, a length, the window, a limit or an interrupt."""
+
+    draws = True
 
     def __init__(
         self,

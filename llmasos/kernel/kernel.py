@@ -156,7 +156,7 @@ class Kernel:
         """Take in a process of an earlier kernel, live or finished."""
         self.processes[process.pid] = process
         if process.exit is None:
-            self.groups.enter(process.group)
+            self.groups.enter(process)
         elif process.reaped:
             self._finished.append(process.pid)
 
@@ -176,14 +176,11 @@ class Kernel:
     ) -> Process:
         """A new process with nothing in it, in its parent's group unless told otherwise.
 
-        Raises `OutOfMemory` when there are too many, `InvalidArguments` for a group that is none.
+        Raises `OutOfMemory` when there are too many, `LimitExceeded` when its group has too many, and
+        `InvalidArguments` for a group that is none.
         """
-        if sum(process.exit is None for process in self.processes.values()) >= (
-            self.options.max_processes
-        ):
-            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
         process = Process(
-            pid=Pid(self._next_pid),
+            pid=self.new_pid(),
             ppid=ppid,
             program=program,
             params=params,
@@ -196,10 +193,18 @@ class Kernel:
             group=self._group_of(ppid) if group is None else self.groups.open(group),
             is_interactive=is_interactive,
         )
-        self.groups.enter(process.group)
-        self._next_pid += 1
+        self.groups.admit(process)
         self.processes[process.pid] = process
         return process
+
+    def new_pid(self) -> Pid:
+        """A number that no process had before. Raises `OutOfMemory` when there are too many of them."""
+        if sum(process.exit is None for process in self.processes.values()) >= (
+            self.options.max_processes
+        ):
+            raise OutOfMemory(f"There are {self.options.max_processes} processes already.")
+        self._next_pid += 1
+        return Pid(self._next_pid - 1)
 
     def copy_contexts(self, parent: Process, child: Process) -> None:
         """Give the child a copy-on-write copy of every context, under the same ids."""
@@ -241,7 +246,7 @@ class Kernel:
         for context in process.contexts.values():
             self._free(context)
         process.contexts.clear()
-        self.groups.leave(process.group)
+        self.groups.leave(process)
         self.orphan_children(pid)
         if process.ppid == KERNEL_PID:
             self.reap(pid)
@@ -547,6 +552,7 @@ class Kernel:
             swap_warning=swap.warning if swap else "",
             pages_saved=self.pager.num_saved,
             pages_loaded=self.pager.num_loaded,
+            groups=tuple(self.groups.infos()),
         )
 
     def check_integrity(self) -> None:
@@ -687,7 +693,8 @@ class Kernel:
 
     def _reuse(self, job: Job) -> None:
         """Take over pages that hold what the job would compute; that may be all there is to do."""
-        hit = job.context.adopt_prefix(job.end_of_reuse)
+        has_room = job.process.group.lacks_pages(job.context, job.end_of_reuse) is None
+        hit = job.context.adopt_prefix(job.end_of_reuse if has_room else 0)
         job.tokens_cached += hit
         job.process.usage.tokens_cached += hit
         job.process.usage.minor_faults += hit // self.info.page_size

@@ -201,23 +201,28 @@ def _recover_one(
     recovered: Recovered,
     come_back: ComeBack,
 ) -> None:
-    process, task = _process(runtime, history, live), _task(history)
-    journal.go_on(process.pid, len(history.events))
-    runtime.kernel.restore_process(process)
-    for context_id, held in history.holdings.contexts.items():
-        process.contexts[context_id] = _context(runtime, process, context_id, held)
-    now = runtime.now()
-    journal.record(process.pid, ("boot", now))
-    task.ran_s = history.ran_s
+    journal.go_on(history.pid, len(history.events))
+    process, task = bring_in(runtime, history, live)
+    journal.record(process.pid, ("boot", runtime.now()))
     come_back(process, task, history)
     signal = history.holdings.ending_signal
     if signal is not None:
         runtime.signal(process.pid, signal)
-    elif reason := _reason_to_hold(runtime, process, history):
+    elif reason := reason_to_hold(runtime, history) or _reason_to_wait(history):
         runtime.hold(process.pid, reason)
         recovered.held[process.pid] = reason
     else:
         recovered.running.append(process.pid)
+
+
+def bring_in(runtime: Runtime, history: History, live: set[Pid]) -> tuple[Process, Task]:
+    """Make a process with all that its history says it has; it does not run yet."""
+    process, task = _process(runtime, history, live), _task(history)
+    runtime.kernel.restore_process(process)
+    for context_id, held in history.holdings.contexts.items():
+        process.contexts[context_id] = _context(runtime, process, context_id, held)
+    task.ran_s = history.ran_s
+    return process, task
 
 
 def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
@@ -300,23 +305,29 @@ def _context(
     return context
 
 
-def _reason_to_hold(runtime: Runtime, process: Process, history: History) -> str:
-    """Why a process does not go on by itself; empty where it does."""
+def reason_to_hold(runtime: Runtime, history: History) -> str:
+    """Why this kernel cannot go on with a process; empty where it can."""
     spawn, core = history.spawn, runtime.kernel.info
-    if isinstance(process.program, MissingProgram):
-        return process.program.problem
-    if spawn["version"] != process.program.info.version:
+    program = _program(runtime, spawn)
+    if isinstance(program, MissingProgram):
+        return program.problem
+    if spawn["version"] != program.info.version:
         return (
-            f"It was begun by {process.app} {spawn['version']}, and now that is"
-            f" {process.program.info.version}."
+            f"It was begun by {spawn['app']} {spawn['version']}, and now that is"
+            f" {program.info.version}."
         )
     if (spawn["model"], spawn["vocab_size"]) != (core.model, core.vocab_size):
         return f"It was begun on the model {spawn['model']}, and this kernel has {core.model}."
     longest = _longest(history.holdings.contexts.values())
     if longest > core.context_length:
         return f"It holds {longest} tokens and this kernel's window is {core.context_length}."
-    if spawn["foreground"]:
-        return NO_TERMINAL.format(pid=process.pid)
+    return ""
+
+
+def _reason_to_wait(history: History) -> str:
+    """Why a process that could go on waits to be told so; empty where it does not."""
+    if history.spawn["foreground"]:
+        return NO_TERMINAL.format(pid=history.pid)
     return "It was stopped." if history.holdings.is_stopped else ""
 
 

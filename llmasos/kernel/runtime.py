@@ -25,11 +25,13 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from llmasos.kernel import branching
 from llmasos.kernel.abi import (
     Capabilities,
     Chunk,
     ExitStatus,
     GroupInfo,
+    GroupLimits,
     KernelStatus,
     Limits,
     Pid,
@@ -37,15 +39,17 @@ from llmasos.kernel.abi import (
     Signal,
 )
 from llmasos.kernel.archive import Archive
+from llmasos.kernel.branching import Beginning
 from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import Core, Run
 from llmasos.kernel.debug import debug
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
-from llmasos.kernel.errors import InvalidArguments, KernelBug
+from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
 from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.jobs import Job
+from llmasos.kernel.journal.branch import Past, past_of
 from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.feed import Feed
@@ -53,6 +57,7 @@ from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.output import Input, Output
+from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program, ProgramLoader
 from llmasos.kernel.recovery import Recovered, recover, spawn_values
@@ -103,7 +108,7 @@ class Runtime:
         now: Callable[[], float] = time.time,
         swap: Swap | None = None,
         journal: Journal | None = None,
-        archives: Callable[[Pid], Archive] | None = None,
+        archives: Callable[[Process], Archive] | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer
@@ -261,6 +266,56 @@ class Runtime:
         await self.flushed()
         return child.pid
 
+    async def branch(
+        self, pid: Pid, *, until: int | None = None, beginning: Beginning | None = None
+    ) -> Pid:
+        """Start a process whose past is the first `until` events of another one's, live or finished, or
+        all of them; return its pid once that is in the journal. See `journal.branch` for what it shares.
+
+        Raises `NoSuchProcess`, `ProcessError`, `JournalDamaged`.
+        """
+        journal = self._kept_journal()
+        past = past_of(pid, await journal.events(pid), until)
+        return await self.begin_with(past, beginning or Beginning())
+
+    async def begin_with(self, past: Past, beginning: Beginning) -> Pid:
+        """The same for a past that comes from elsewhere, as a restored checkpoint's does."""
+        journal = self._kept_journal()
+        new_pid = branching.branch(self, journal, past, beginning, self._come_back)
+        await self.flushed()
+        return new_pid
+
+    async def shared_outcome(self, pid: Pid, child: Pid) -> tuple[ExitStatus, str]:
+        """See `branching.outcome_of_shared_child`."""
+        return await branching.outcome_of_shared_child(self, self._journal, self._tasks, pid, child)
+
+    async def history(self, pid: Pid) -> History:
+        """All that a process, live or finished, has done. Raises `NoSuchProcess`, `JournalDamaged`."""
+        return History(pid, await self._kept_journal().events(pid))
+
+    @property
+    def home_id(self) -> str:
+        """Names the home whose journal this is."""
+        return self._kept_journal().store.home_id
+
+    async def read_pages(self, spans: Sequence[Span]) -> dict[bytes, bytes]:
+        """The K/V of these tokens, as far as it is in memory or in swap; by keys without a salt."""
+        found = sources(self.kernel.pool, spans)
+        read = functools.partial(read_sources, self._core, self._swap, found)
+        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, read)
+
+    async def put_pages(self, spans: Sequence[Span], pages: Mapping[bytes, bytes]) -> int:
+        """Put K/V of these tokens into swap, under the spans' salt; returns how many pages that was."""
+        if self._swap is None:
+            return 0
+        put = functools.partial(put_pages, self.kernel.pool, self._swap, spans, pages)
+        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, put)
+
+    def _kept_journal(self) -> Journal:
+        if self._journal is None:
+            raise ProcessError("This kernel keeps no journal; set LLMASOS_JOURNAL to durable.")
+        return self._journal
+
     async def wait(self, pid: Pid) -> ExitStatus:
         """Wait for a process to exit and reap it; returns at once for a finished one."""
         process = self.kernel.process(pid)
@@ -318,6 +373,10 @@ class Runtime:
         """Give a group its weight among its siblings: 1 to 10000, by default 100."""
         self.kernel.groups.set_weight(path, weight)
 
+    def set_group_limits(self, path: str, limits: GroupLimits) -> None:
+        """Limit what a group and everything below it may use; see `GroupTree.set_limits`."""
+        self.kernel.groups.set_limits(path, limits)
+
     def groups(self) -> list[GroupInfo]:
         """See `Kernel.group_infos`."""
         return self.kernel.group_infos()
@@ -325,6 +384,14 @@ class Runtime:
     def ps(self, *, all: bool = False) -> list[ProcessInfo]:
         """See `Kernel.ps`."""
         return self.kernel.ps(all=all)
+
+    async def remembered(self, limit: int) -> list[ProcessRow]:
+        """Finished processes that the journal knows, the newest `limit` of all it knows at most."""
+        if self._journal is None:
+            return []
+        store = self._journal.store
+        rows = await anyio.to_thread.run_sync(lambda: store.rows(limit=limit))
+        return [row for row in rows if row.ended_at is not None]
 
     def info(self, pid: Pid) -> ProcessInfo:
         """One process's row; raises `NoSuchProcess`."""
@@ -556,6 +623,8 @@ class Runtime:
         self._forget_old_output()
 
     def _resume(self, process: Process, task: Task) -> None:
+        if task.feed is not None and task.feed.has_diverged and task.signal is None:
+            return  # there is nothing that it could go on with
         process.stopped = task.deliveries.is_held = False
         process.note = ""
         task.resumed.set()

@@ -13,17 +13,23 @@ in the policy's order. So the first job in order always gets on, and only a cont
 pool can fail. What a context gives up stays in the prefix index until somebody needs the page, and then in
 swap. A job whose next pages are there has them loaded in a step of its own, and computes in the next.
 
+What a group may have is heeded here too: work of a group that has used up its tokens or seconds fails, no
+step draws more tokens than are left to it, and its contexts give up pages to each other where it may hold
+no more.
+
 Two contexts that are about to compute the same page do not: the later one waits a step and finds it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmasos.kernel.context import Context, PageCopy
 from llmasos.kernel.core import SequenceSlice, StepPlan
 from llmasos.kernel.errors import OutOfMemory, SyscallError
+from llmasos.kernel.groups import Group
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.pace import Pace
 from llmasos.kernel.pager import Moves, PageLoad, Pager
@@ -63,10 +69,34 @@ class _Draft:
     parked: set[int] = field(default_factory=set)
     """Contexts that gave their pages up in this draft: they find them again in the next step."""
     pages_under_way: set[tuple[NodeId, tuple[int, ...]]] = field(default_factory=set)
+    drawing: Counter[Group] = field(default_factory=Counter)
+    """Tokens that are to be sampled in each group and below it."""
+
+    @property
+    def members(self) -> list[Job]:
+        """Every job that is in it by now."""
+        return [*self.jobs, *(load.job for load in self.loads)]
+
+    def share_of(self, job: Job) -> int:
+        """Tokens of the step that a job may have now; 0 if it is to wait for the next."""
+        if id(job.context) in self.parked:
+            return 0
+        if job.context.next_page_key(job.end_of_reuse) in self.pages_under_way:
+            return 0
+        left = self.num_tokens if job.num_remaining == 1 else self.num_prompt_tokens
+        return min(job.num_remaining, self.num_tokens, left)
+
+    def add(self, job: Job, num_tokens: int, *, is_drawing: bool) -> None:
+        """A job's slice is in."""
+        self.drawing.update(job.process.group.upwards() if is_drawing else ())
+        self.num_prompt_tokens -= num_tokens if job.num_remaining > 1 else 0
+        self.num_sequences -= 1
+        self.num_tokens -= num_tokens
+        self.jobs.append(job)
 
     def left_out(self, order: Sequence[Job]) -> Iterator[Job]:
         """Of these jobs, those that are in no step yet."""
-        planned = {id(job) for job in (*self.jobs, *(load.job for load in self.loads))}
+        planned = set(map(id, self.members))
         return (job for job in order if id(job) not in planned)
 
 
@@ -100,8 +130,12 @@ class Scheduler:
 
         `idle` are contexts to take pages from, the first to lose them last. Mutates page tables
         (reservations, evictions). A job that can never fit is failed with
-        `OutOfMemory`, one whose grammar breaks with its error; the caller looks for `is_done`.
+        `OutOfMemory`, one of a group that has used what it may with `LimitExceeded`, one whose
+        grammar breaks with its error; the caller looks for `is_done`.
         """
+        jobs = [job for job in jobs if not _is_exhausted(job)]
+        if not jobs:
+            return None
         order, waiting = self._working_set.split(self.policy.order(jobs, self.step_tokens))
         self._pager.begin_plan()
         while True:
@@ -141,23 +175,17 @@ class Scheduler:
 
     def _admit(self, job: Job, draft: _Draft, victims: _Victims) -> None:
         context = job.context
-        if id(context) in draft.parked:
-            return
-        is_prompt = job.num_remaining > 1
-        num_tokens = min(job.num_remaining, draft.num_tokens)
-        if is_prompt:
-            num_tokens = min(num_tokens, draft.num_prompt_tokens)
-        if not num_tokens or context.next_page_key(job.end_of_reuse) in draft.pages_under_way:
-            return
-        needed = self._pool.pages_for(job.end)
-        if needed > self._pool.num_pages:  # it would only take from the others, again and again
-            job.fail(too_large(job.end, needed, self._pool.num_pages))
+        num_tokens = draft.share_of(job)
+        if not num_tokens or self._is_too_large(job):
             return
         stored = self._pager.stored(context, job.end_of_reuse)
         if stored is None:
             return
         num_stored = sum(page.num_tokens for page in stored)
         num_tokens = num_stored or num_tokens
+        is_drawing = job.draws and not stored and num_tokens == job.num_remaining
+        if is_drawing and not job.process.group.may_draw(draft.drawing):
+            return
         copies = self._reserve(job, context.num_computed + num_tokens, draft, victims)
         if copies is None:
             return
@@ -172,22 +200,37 @@ class Scheduler:
         except SyscallError as error:
             job.fail(error)
             return
-        draft.jobs.append(job)
-        draft.num_sequences -= 1
-        draft.num_tokens -= num_tokens
-        draft.num_prompt_tokens -= num_tokens if is_prompt else 0
+        draft.add(job, num_tokens, is_drawing=is_drawing)
+
+    def _is_too_large(self, job: Job) -> bool:
+        """Fail a job that can never run: it would only take from the others, again and again."""
+        needed = self._pool.pages_for(job.end)
+        error: SyscallError | None = job.process.group.too_large(needed)
+        if needed > self._pool.num_pages:
+            error = too_large(job.end, needed, self._pool.num_pages)
+        if error is not None:
+            job.fail(error)
+        return error is not None
 
     def _reserve(
         self, job: Job, end: int, draft: _Draft, victims: _Victims
     ) -> list[PageCopy] | None:
-        while (copies := job.context.reserve(end)) is None:
-            victim = victims.next_after(job, [*draft.jobs, *(load.job for load in draft.loads)])
-            if victim is None:
+        while (full := job.process.group.lacks_pages(job.context, end)) is not None:
+            if not self._take_from(victims.next_in(full, job, draft.members), draft):
                 return None
-            self._pager.park(victim)
-            draft.parked.add(id(victim))
-            self.num_preempted += 1
+        while (copies := job.context.reserve(end)) is None:
+            if not self._take_from(victims.next_after(job, draft.members), draft):
+                return None
         return copies
+
+    def _take_from(self, victim: Context | None, draft: _Draft) -> bool:
+        """Park a context, if there is one to park."""
+        if victim is None:
+            return False
+        self._pager.park(victim)
+        draft.parked.add(id(victim))
+        self.num_preempted += 1
+        return True
 
     def _make_room(self, job: Job) -> bool:
         """Alone and still short of pages: start over without its shared ones, or fail for good."""
@@ -218,6 +261,22 @@ class _Victims:
             if victim.context.page_ids and victim not in planned:
                 return victim.context
         return None
+
+    def next_in(self, group: Group, job: Job, planned: Sequence[Job]) -> Context | None:
+        """The same among the contexts of a group and what is below it."""
+        members = set(map(id, group.contexts()))
+        later = [each for each in self._jobs if self._rank[id(each)] > self._rank[id(job)]]
+        contexts = [each.context for each in later if each not in planned] + self._idle
+        takeable = (each for each in reversed(contexts) if id(each) in members and each.page_ids)
+        return next(takeable, None)
+
+
+def _is_exhausted(job: Job) -> bool:
+    """Fail a job whose group has used what it may."""
+    if (error := job.process.group.exhausted()) is None:
+        return False
+    job.fail(error)
+    return True
 
 
 def _slice(job: Job, num_tokens: int) -> SequenceSlice:

@@ -10,7 +10,7 @@ A text without turns loses tokens after its first few instead. Nothing here chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
@@ -121,11 +121,14 @@ def without(
         conversation, runs = _spliced(whole, messages, *beginning, pieces)
     else:
         conversation, runs = _rendered_anew(whole, tokenizer, messages, rendered), []
-    return Shorter(conversation, tuple(runs), gone, _text(whole.messages[index] for index in gone))
+    return Shorter(
+        conversation, tuple(runs), gone, "\n".join(as_text(whole.messages[index]) for index in gone)
+    )
 
 
-def _text(messages: Iterable[Message]) -> str:
-    return "\n".join(f"{message.role}: {message.content.strip()}" for message in messages)
+def as_text(message: Message) -> str:
+    """A turn to be read."""
+    return f"{message.role}: {message.content.strip()}"
 
 
 def with_text(left: Conversation, token_ids: list[int]) -> Conversation:
@@ -147,7 +150,7 @@ class _Piece:
 
 
 def _pieces(whole: Conversation, tokenizer: Tokenizer, gone: Sequence[int]) -> list[_Piece]:
-    """None, where the template does not write the turns one after another."""
+    """Empty where the template does not write the turns one after another."""
     num_turns = len(whole.starts)
     ends = [*whole.starts[1:], len(whole.tokens)]
     rendered = render(tokenizer, whole.messages, reply=whole.reply_start is not None)

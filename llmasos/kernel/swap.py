@@ -1,4 +1,4 @@
-"""The tiers below a core's pages: host memory for what is being written, then segment files on disk.
+"""The tiers below a core's pages: host memory (`swap_host`), what is being written, segment files on disk.
 
 A page is stored under its key, which names the model's fingerprint and every token from the first of the
 context to the last of the page; so a page that is found is the right one, of whichever process, and also
@@ -15,6 +15,7 @@ a warning; what is stored already stays readable and the kernel goes on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import threading
@@ -37,6 +38,7 @@ from llmasos.kernel.swap_files import (
     segment_name,
     segment_number,
 )
+from llmasos.kernel.swap_host import HostTier
 from llmasos.kernel.swap_reads import Reads, Wanted
 
 _log = logging.getLogger(__name__)
@@ -71,7 +73,9 @@ class SwapStatus:
 
     num_pages: int
     num_bytes: int
+    """Of host memory and of the disk, each page as often as it lies there."""
     max_bytes: int
+    """Of the disk."""
     num_written: int
     num_read: int
     num_bad: int
@@ -105,11 +109,13 @@ class Swap:
         *,
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_pending_bytes: int = MAX_PENDING_BYTES,
+        host_bytes: int = 0,
         writer: Executor | None = None,
         readers: Executor | None = None,
     ) -> None:
-        """Read the index of what is stored. Blocks for one small read a page. `writer` runs the
-        writes, one at a time, and `readers` the reads; None is threads of its own."""
+        """Read the index of what is stored. Blocks for one small read a page. `host_bytes` of memory
+        keep pages from the disk for a while. `writer` runs the writes, one at a time, and `readers` the
+        reads; None is threads of its own."""
         self._storage = storage
         self._max_bytes = max_bytes
         self._segment_bytes = min(MAX_SEGMENT_BYTES, max(max_bytes // SEGMENTS, 1))
@@ -119,6 +125,7 @@ class Swap:
             NUM_READERS, thread_name_prefix="llmasos-swap-read"
         )
         self._changed = threading.Condition()
+        self._host = HostTier(host_bytes)
         self._pending: dict[bytes, Buffer] = {}
         self._pending_bytes = 0
         self._is_draining = False
@@ -133,9 +140,11 @@ class Swap:
         self._make_room(0)
 
     @classmethod
-    def in_folder(cls, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Swap:
+    def in_folder(
+        cls, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, host_bytes: int = 0
+    ) -> Swap:
         """A swap of segment files there. Raises `ConfigError` where the folder cannot be made."""
-        return cls(SegmentFolder(folder), max_bytes=max_bytes)
+        return cls(SegmentFolder(folder), max_bytes=max_bytes, host_bytes=host_bytes)
 
     @property
     def is_writable(self) -> bool:
@@ -145,7 +154,7 @@ class Swap:
     def has(self, key: bytes) -> bool:
         """Whether `read` would look for the page; it may still turn out to be damaged."""
         with self._changed:
-            return key in self._pending or key in self._places
+            return self._has(key)
 
     def put(self, key: bytes, content: Buffer) -> None:
         """Take a page, to be written behind the caller's back; `content` must not change any more.
@@ -153,17 +162,10 @@ class Swap:
         Waits where the disk cannot keep up, and drops the page when that takes too long.
         """
         with self._changed:
-            if not self.is_writable or key in self._pending or key in self._places:
+            if not self.is_writable or self._has(key):
                 return
-            if not self._changed.wait_for(lambda: self._has_room(len(content)), PATIENCE_S):
-                return
-            if not self.is_writable:
-                return
-            self._pending[key] = content
-            self._pending_bytes += len(content)
-            must_start, self._is_draining = not self._is_draining, True
-        if must_start:
-            self._writer.submit(self._drain)
+            pushed_out = self._host.put(key, content, is_dirty=True)
+        self._write_behind(pushed_out)
 
     def read(self, wanted: Sequence[Wanted], *, now: Callable[[], float]) -> Reads:
         """Begin to fill each target with its page, every byte checked. A page that is not as it was
@@ -182,6 +184,9 @@ class Swap:
     def flush(self) -> None:
         """Wait until what was put is written or given up. Blocks."""
         with self._changed:
+            dirty = self._host.clean()
+        self._write_behind(dirty)
+        with self._changed:
             self._changed.wait_for(lambda: not self._is_draining)
 
     def close(self) -> None:
@@ -195,6 +200,7 @@ class Swap:
         """Forget and delete everything that is written; blocks."""
         self.flush()
         with self._changed:
+            self._host.clear()
             for number in list(self._segments):
                 self._remove_segment(number)
 
@@ -203,8 +209,8 @@ class Swap:
         """Counts, for people and tests."""
         with self._changed:
             return SwapStatus(
-                num_pages=len(self._places) + len(self._pending),
-                num_bytes=self._num_bytes + self._pending_bytes,
+                num_pages=len(self._places) + len(self._pending) + len(self._host),
+                num_bytes=self._num_bytes + self._pending_bytes + self._host.num_bytes,
                 max_bytes=self._max_bytes,
                 num_written=self._num_written,
                 num_read=self._num_read,
@@ -223,7 +229,7 @@ class Swap:
 
     def _read_into(self, key: bytes, target: memoryview) -> bool:
         with self._changed:
-            content = self._pending.get(key)
+            content = self._host.get(key) or self._pending.get(key)
             place = self._places.get(key)
         if content is None and place is None:
             return False
@@ -239,6 +245,21 @@ class Swap:
                 self._forget(key)
         return is_whole
 
+    def _write_behind(self, pages: Sequence[tuple[bytes, Buffer]]) -> None:
+        """Queue pages for the disk, waiting a while where it cannot keep up."""
+        for key, content in pages:
+            size = len(content)
+            with self._changed:
+                if not self._changed.wait_for(functools.partial(self._has_room, size), PATIENCE_S):
+                    continue
+                if not self.is_writable or key in self._pending or key in self._places:
+                    continue
+                self._pending[key] = content
+                self._pending_bytes += size
+                must_start, self._is_draining = not self._is_draining, True
+            if must_start:
+                self._writer.submit(self._drain)
+
     def _read_place(self, key: bytes, place: _Place, target: memoryview) -> bool:
         name = segment_name(place.segment)
         try:
@@ -249,6 +270,8 @@ class Swap:
         with self._changed:
             if (segment := self._segments.get(place.segment)) is not None:
                 segment.last_used = self._tick()
+            pushed_out = self._keep(key, target) if is_whole else []
+        self._write_behind(pushed_out)
         return is_whole
 
     def _hint(self, places: Sequence[_Place]) -> None:
@@ -325,6 +348,15 @@ class Swap:
 
     # --- within: with the lock held
 
+    def _keep(self, key: bytes, content: memoryview) -> list[tuple[bytes, Buffer]]:
+        """Have a page that came from the disk in host memory too, where there is such a tier."""
+        if not self._host.has_room(len(content)):
+            return []
+        return self._host.put(key, bytes(content), is_dirty=False)
+
+    def _has(self, key: bytes) -> bool:
+        return key in self._host or key in self._pending or key in self._places
+
     @property
     def _num_bytes(self) -> int:
         return sum(segment.num_bytes for segment in self._segments.values())
@@ -358,6 +390,7 @@ class Swap:
             segment.keys.add(key)
 
     def _forget(self, key: bytes) -> None:
+        self._host.drop(key)
         if (place := self._places.pop(key, None)) is not None:
             self._segments[place.segment].keys.discard(key)
 

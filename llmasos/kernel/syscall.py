@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints, is_typeddict
 
 from pydantic import (
@@ -120,8 +121,11 @@ class Syscall:
 
     @cached_property
     def _result(self) -> TypeAdapter[Any] | None:
-        """None where a value of JSON's types is the result already."""
-        kind = get_type_hints(self.function, include_extras=True).get("return", Any)
+        """Of the annotated result (its parameters' annotations may not be there at run time); None where a
+        value of JSON's types is the result already."""
+        annotations = {"return": self.function.__annotations__.get("return", Any)}
+        holder, names = SimpleNamespace(__annotations__=annotations), self.function.__globals__
+        kind = get_type_hints(holder, names, include_extras=True)["return"]
         return None if kind is Any or is_typeddict(kind) else TypeAdapter(kind)
 
 

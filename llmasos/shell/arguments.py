@@ -80,6 +80,13 @@ def pid(text: str) -> Pid:
     return Pid(int(text))
 
 
+def moment(text: str) -> tuple[Pid, bool, int | None]:
+    """`3`; `3@17`, a process after its first 17 events; `3@`, as it is now. The flag is whether
+    there is an `@`."""
+    number, at, until = text.partition("@")
+    return pid(number), bool(at), count(until) if until else None
+
+
 def signal(text: str) -> Signal:
     """A signal by name, with or without SIG, or by number."""
     name = text.upper().removeprefix("SIG")

@@ -6,6 +6,7 @@ Importing this is quick; torch is loaded by `_load`, in a worker thread.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from llmasos.kernel.journal.store import JournalStore
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.swap import Swap
+    from llmasos.kernel.syscall import Syscall
     from llmasos.kernel.tokenizer import Tokenizer
 
 
@@ -69,9 +71,31 @@ async def booted(
     with kernel_lock(settings.home):
         load = functools.partial(_load, settings)
         loaded = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
-        async with _runtime(settings, loaded, os.path.abspath(root)) as runtime:
+        async with (
+            _mounted(settings) as mounted,
+            _runtime(settings, loaded, os.path.abspath(root), mounted) as runtime,
+        ):
             await runtime.recover()
             yield runtime
+
+
+@asynccontextmanager
+async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
+    """The tools of the MCP servers that the settings name; what is left out is told on stderr."""
+    if not settings.mcp.servers:
+        yield ()
+        return
+    try:
+        from llmasos.syscalls.mcp import ServerConfig, mounted
+    except ImportError as error:
+        raise ConfigError(
+            "[mcp.servers] needs the mcp package: pip install 'llmasos[mcp]'."
+        ) from error
+    servers = {name: ServerConfig(**dict(each)) for name, each in settings.mcp.servers.items()}
+    async with mounted(servers) as mounts:
+        for problem in mounts.problems:
+            logging.getLogger("llmasos").warning("%s", problem)
+        yield mounts.syscalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +110,11 @@ class _Loaded:
 
 def _load(settings: Settings) -> _Loaded:
     """Read the weights and open what is on disk. Blocks for as long as that takes."""
+    from llmasos.kernel.core import PageId
     from llmasos.kernel.cores.torch_core import TorchCore
     from llmasos.kernel.models import ModelKind, ModelStore
     from llmasos.kernel.swap import Swap
+    from llmasos.kernel.swap_host import DEFAULT_HOST_BYTES
 
     model = ModelStore(settings.home / "models").open(settings.model)
     if model.kind is not ModelKind.DECODER:
@@ -109,7 +135,12 @@ def _load(settings: Settings) -> _Loaded:
     )
     swap = None
     if settings.swap:
-        swap = Swap.in_folder(settings.home / "swap", max_bytes=settings.swap)
+        has_pages_in_host_memory = core.page_view(PageId(0)) is not None
+        swap = Swap.in_folder(
+            settings.home / "swap",
+            max_bytes=settings.swap,
+            host_bytes=0 if has_pages_in_host_memory else DEFAULT_HOST_BYTES,
+        )
     return _Loaded(core, model.load_tokenizer(), swap, _open_journal(settings))
 
 
@@ -123,13 +154,17 @@ def _open_journal(settings: Settings) -> JournalStore | None:
     return JournalStore.open(settings.home / JOURNAL_NAME, level=level)
 
 
-def _runtime(settings: Settings, loaded: _Loaded, root: str) -> Runtime:
+def _runtime(
+    settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
+) -> Runtime:
     from llmasos.apps.builtin import load_builtin
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
     from llmasos.syscalls import builtin_syscalls
+    from llmasos.syscalls.archive import archives_in
+    from llmasos.syscalls.sandbox import Sandbox
 
     options = KernelOptions()
     if settings.step_tokens is not None:
@@ -140,11 +175,14 @@ def _runtime(settings: Settings, loaded: _Loaded, root: str) -> Runtime:
     return Runtime(
         loaded.core,
         loaded.tokenizer,
-        syscalls=builtin_syscalls(),
+        syscalls=builtin_syscalls(
+            sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"), mounted=mounted
+        ),
         programs=load_builtin,
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),
         options=options,
         swap=loaded.swap,
         journal=journal,
+        archives=archives_in(settings.home / "cache", now=time.time),
     )

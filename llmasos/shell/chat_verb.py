@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from llmasos.kernel.abi import WindowPolicy
 from llmasos.shell.arguments import Parser, count, temperature
 from llmasos.shell.chat import Chat
 from llmasos.shell.environment import Environment
@@ -15,6 +16,11 @@ def _configure(parser: Parser) -> None:
     parser.add_argument("--temperature", type=temperature, metavar="T", help="0 is greedy")
     parser.add_argument("--seed", type=int, metavar="N", help="same seed, same text")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
+    parser.add_argument(
+        "--window",
+        choices=[policy.value for policy in WindowPolicy],
+        help="what happens when the model's window is full",
+    )
 
 
 def new_verb(chat: Chat) -> Verb:
@@ -23,7 +29,7 @@ def new_verb(chat: Chat) -> Verb:
     async def new(environment: Environment, args: Namespace) -> int:
         del environment
         await chat.end()
-        names = ("max_tokens", "temperature", "seed", "system")
+        names = ("max_tokens", "temperature", "seed", "system", "window")
         chat.params = {n: v for n in names if (v := getattr(args, n)) is not None}
         return 0
 

@@ -21,7 +21,7 @@ from llmasos.kernel.abi import (
 from llmasos.kernel.errors import ConfigError, KernelLost, NoKernel
 from llmasos.shell.home import kernel_pid, socket_path
 from llmasos.shell.protocol import GONE, PROTOCOL, Channel, raised
-from llmasos.shell.session import SpawnRequest
+from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 from llmasos.shell.tasks import in_background
 from llmasos.shell.wire import BadMessage, decode, encode
 
@@ -149,6 +149,25 @@ class SocketSession:
     ) -> Pid:
         """Start a copy of a process."""
         return Pid(await self._call("fork", int, pid=pid, params=params, title=title))
+
+    async def branch(
+        self, pid: Pid, until: int | None = None, *, title: str = "", foreground: bool = False
+    ) -> Pid:
+        """Start a process with another's past."""
+        args = {"pid": pid, "until": until, "title": title, "foreground": foreground}
+        return Pid(await self._call("branch", int, **args))
+
+    async def checkpoint(self, pid: Pid, request: CheckpointRequest) -> int:
+        """Have it written to a file."""
+        return await self._call("checkpoint", int, pid=pid, request=request)
+
+    async def restore(self, request: RestoreRequest) -> Pid:
+        """Have what is in a file started."""
+        return Pid(await self._call("restore", int, request=request))
+
+    async def resume(self, pid: Pid) -> None:
+        """Let it go on, in this session's foreground."""
+        await self._call("resume", _NOTHING, pid=pid)
 
     async def wait(self, pid: Pid) -> ExitStatus:
         """How it ended, once it has."""

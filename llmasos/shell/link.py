@@ -81,7 +81,7 @@ class KernelLink:
                 self._give_up(KernelLost("The kernel ended; the next command starts another."))
                 self._tell("The kernel ended; the next command starts another.")
             else:
-                self._tell("The kernel went away, and what ran in it; another is starting.")
+                self._tell("The kernel went away; another is starting.")
 
     async def _hold_one(self) -> None:
         """Attach to the running kernel, or to a new one, until it goes."""

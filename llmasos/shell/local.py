@@ -18,8 +18,11 @@ from llmasos.kernel.abi import (
     Signal,
     SyscallInfo,
 )
+from llmasos.kernel.branching import Beginning
 from llmasos.kernel.errors import KernelBug
-from llmasos.shell.session import SpawnRequest
+from llmasos.shell.checkpoints import restore, save
+from llmasos.shell.records import MAX_ROWS, process_info
+from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 
 if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
@@ -76,7 +79,12 @@ class LocalSession:
 
     async def ps(self, *, all: bool = False) -> list[ProcessInfo]:
         """Live processes by pid; with `all`, finished ones too."""
-        return sorted(self._runtime.ps(all=all), key=lambda process: process.pid)
+        processes = self._runtime.ps(all=all)
+        if all:
+            known = {process.pid for process in processes}
+            rows = await self._runtime.remembered(MAX_ROWS)
+            processes += [process_info(row) for row in rows if row.pid not in known]
+        return sorted(processes, key=lambda process: process.pid)
 
     async def info(self, pid: Pid) -> ProcessInfo:
         """One row of `ps`."""
@@ -101,6 +109,26 @@ class LocalSession:
     ) -> Pid:
         """Start a copy of a process."""
         return await self._runtime.fork(pid, params, title=title)
+
+    async def branch(
+        self, pid: Pid, until: int | None = None, *, title: str = "", foreground: bool = False
+    ) -> Pid:
+        """Start a process with another's past."""
+        beginning = Beginning(title=title, foreground=foreground)
+        return await self._runtime.branch(pid, until=until, beginning=beginning)
+
+    async def checkpoint(self, pid: Pid, request: CheckpointRequest) -> int:
+        """Write it to a file."""
+        return await save(self._runtime, pid, request)
+
+    async def restore(self, request: RestoreRequest) -> Pid:
+        """Start what is in a file."""
+        return await restore(self._runtime, request)
+
+    async def resume(self, pid: Pid) -> None:
+        """Let it go on."""
+        self._runtime.set_interactive(pid, True)
+        await self.signal(pid, Signal.CONT)
 
     async def wait(self, pid: Pid) -> ExitStatus:
         """How it ended, once it has."""

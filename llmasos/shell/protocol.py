@@ -34,7 +34,10 @@ MAX_PIECE = 1 << 16
 CLOSE_S = 1.0
 """How long a closing connection waits for the other side to read what was sent."""
 
-GONE = "The kernel went away, and what ran in it; kernel.log in its home may say why."
+GONE = (
+    "The kernel went away; what ran in it comes back with the next one, unless its journal is off."
+    " kernel.log in its home may say why."
+)
 
 Message = dict[str, Any]
 

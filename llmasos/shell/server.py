@@ -33,8 +33,8 @@ Ts = TypeVarTuple("Ts")
 
 STREAMS = ("output", "dialogue")
 CALLS = (
-    "status", "ps", "info", "spawn", "fork", "wait", "signal", "renice", "output_text",
-    "send_input", "apps", "syscalls", "keep", "shutdown",
+    "status", "ps", "info", "spawn", "fork", "branch", "checkpoint", "restore", "resume", "wait",
+    "signal", "renice", "output_text", "send_input", "apps", "syscalls", "keep", "shutdown",
 )  # fmt: skip
 GRACE_S = 3.0
 """From TERM to KILL for the foreground processes of a client that vanished."""
@@ -141,6 +141,8 @@ class Server:
             result: Any = await self._spawn(values["request"], session)
         elif verb == "fork":
             result = await self._fork(values, session)
+        elif verb in ("branch", "restore", "resume"):
+            result = await self._take_up(verb, values, session)
         else:
             result = await getattr(self._session, verb)(**values)
         await channel.send({"result": encode(result)})
@@ -159,6 +161,18 @@ class Server:
         if values["pid"] in self._foreground.get(session, ()):
             self._foreground[session].add(pid)
         return pid
+
+    async def _take_up(self, verb: str, values: Mapping[str, Any], session: Any) -> Pid | None:
+        """A new process with a past, or one that goes on, may belong to the session that asks for it."""
+        is_foreground = verb == "resume" or values.get("foreground")
+        if verb == "restore":
+            is_foreground = values["request"].foreground
+        if is_foreground and session not in self._foreground:
+            raise BadMessage("A foreground process needs a session that is held.")
+        result: Pid | None = await getattr(self._session, verb)(**values)
+        if is_foreground:
+            self._foreground[session].add(values["pid"] if result is None else result)
+        return result
 
     async def _hold(self, channel: Channel) -> None:
         if self._is_ending:

@@ -41,6 +41,29 @@ class SpawnRequest:
     """Ends with the session that asked for it (TERM); `run -d` sets it False."""
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointRequest:
+    """How a checkpoint is to be made."""
+
+    path: str
+    """Absolute: the kernel's own current folder is not the asker's."""
+    pages: bool = False
+    compress: bool = False
+    passphrase: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """How one is to be restored; `path` and `root` are absolute."""
+
+    path: str
+    root: str
+    force: bool = False
+    passphrase: str | None = None
+    title: str = ""
+    foreground: bool = False
+
+
 class KernelSession(Protocol):
     """A connection to one kernel. Any call raises `KernelLost` once that kernel is gone."""
 
@@ -64,6 +87,27 @@ class KernelSession(Protocol):
         self, pid: Pid, params: Mapping[str, Any] | None = None, *, title: str = ""
     ) -> Pid:
         """Start a copy of a process: its program again, its contexts shared copy-on-write."""
+        ...
+
+    async def branch(
+        self, pid: Pid, until: int | None = None, *, title: str = "", foreground: bool = False
+    ) -> Pid:
+        """Start a process whose past is the first `until` events of another's, or all of them.
+
+        Raises `ProcessError` where there is no such past, or it cannot go on here.
+        """
+        ...
+
+    async def checkpoint(self, pid: Pid, request: CheckpointRequest) -> int:
+        """Write a process to a file; returns its size. Raises `CheckpointRefused`, `ConfigError`."""
+        ...
+
+    async def restore(self, request: RestoreRequest) -> Pid:
+        """Start a process that is in a file. Raises `CheckpointRefused`, `ConfigError`."""
+        ...
+
+    async def resume(self, pid: Pid) -> None:
+        """Let a stopped process go on, in the foreground of this session."""
         ...
 
     async def wait(self, pid: Pid) -> ExitStatus:

@@ -10,9 +10,17 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -27,9 +35,42 @@ from llmasos.shell.home import home_folder
 CONFIG_NAME = "config.toml"
 DEFAULT_MODEL = "smollm2"
 
-Dtype = Literal["auto", "bf16", "fp32"]
+Dtype = Literal["auto", "bf16", "fp32", "int8"]
 JournalLevel = Literal["durable", "relaxed", "off"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
+
+
+class McpServer(BaseModel):
+    """A `[mcp.servers.NAME]` table: a command that speaks MCP on stdin and stdout, or a URL."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: str = ""
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    """Added to the few variables that the server gets."""
+    cwd: str | None = None
+    url: str = ""
+    tools: tuple[str, ...] = ("*",)
+    """Patterns of the tools to mount."""
+    timeout_s: float | None = Field(300.0, gt=0)
+    """What a call may take."""
+
+    @model_validator(mode="after")
+    def _has_one_address(self) -> McpServer:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("give either a command or a url")
+        return self
+
+
+class McpSettings(BaseModel):
+    """MCP servers whose tools become syscalls, by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    servers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")], McpServer] = Field(
+        default_factory=dict
+    )
 
 
 class Settings(BaseSettings):
@@ -56,6 +97,9 @@ class Settings(BaseSettings):
     journal: JournalLevel = "durable"
     """What is on disk before an app sees a result: everything (durable), soon everything (relaxed), or
     nothing at all (off): then what runs is lost with the kernel."""
+    exec_sandbox: Literal["strict", "weak"] = "strict"
+    """What `exec.*` needs: bubblewrap, or (weak) resource limits alone where that is missing."""
+    mcp: McpSettings = Field(default_factory=McpSettings)
 
     @field_validator("dtype", mode="before")
     @classmethod

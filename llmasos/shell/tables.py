@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from llmasos.kernel.abi import AppInfo, KernelStatus, ProcessInfo
+from llmasos.kernel.abi import AppInfo, GroupInfo, KernelStatus, ProcessInfo
 from llmasos.shell.plain import one_line
 
 if TYPE_CHECKING:
@@ -110,6 +110,50 @@ PS_COLUMNS = (
 )
 
 
+LONG_COLUMNS = (
+    Column("PID", right=True),
+    Column("STATE"),
+    Column("APP"),
+    Column("GROUP"),
+    Column("COMPUTED", right=True),
+    Column("CACHED", right=True, drop=3),
+    Column("LOADED", right=True),
+    Column("AGAIN", right=True),
+    Column("FAULTS", right=True, drop=2),
+    Column("PAGES", right=True),
+    Column("SHARED", right=True, drop=5),
+    Column("SHARE", right=True, drop=4),
+    Column("PAGE*S", right=True, drop=1),
+    Column("MODEL", right=True),
+)
+
+
+def memory_table(processes: Sequence[ProcessInfo]) -> Table:
+    """What `ps -l` shows: where the K/V of each process came from, in tokens (computed, found in
+    memory, loaded from swap; AGAIN are those computed that had been lost), and the pages it holds.
+    SHARE counts a page by how many hold it."""
+    return Table(LONG_COLUMNS, tuple(_memory_row(process) for process in processes))
+
+
+def _memory_row(process: ProcessInfo) -> tuple[str, ...]:
+    return (
+        str(process.pid),
+        _state(process),
+        one_line(process.app, max_chars=24),
+        one_line(process.group, max_chars=32) or "-",
+        str(process.tokens_computed),
+        str(process.tokens_cached),
+        str(process.tokens_swapped_in),
+        str(process.tokens_recomputed),
+        str(process.minor_faults),
+        str(process.pages_private),
+        str(process.pages_shared),
+        f"{process.pages_proportional:.1f}",
+        f"{process.page_s:.1f}",
+        duration(process.model_s),
+    )
+
+
 def process_table(processes: Sequence[ProcessInfo]) -> Table:
     """What `ps` shows. PAGES are private ones; MODEL is time that the core spent on it."""
     return Table(PS_COLUMNS, tuple(_process_row(process) for process in processes))
@@ -149,12 +193,53 @@ def status_table(status: KernelStatus) -> Table:
         ("window", f"{status.context_length} tokens"),
         ("pages", f"{status.pages_held} held, {status.pages_cached} cached, "
          f"{status.pages_free} free of {status.pages_total} ({status.page_size} tokens each)"),
+        ("swap", swap_line(status)),
         ("processes", f"{status.num_processes} ({status.num_running} with the model)"),
+        *(("group", _group_line(group)) for group in status.groups if group.path or _bounds(group)),
         ("speed", f"{status.tokens_per_s:.1f} tokens/s, {status.num_steps} steps"),
+        ("journal", _journal(status)),
         ("up", duration(status.uptime_s)),
     )  # fmt: skip
     rows = tuple((name, one_line(value)) for name, value in facts)
     return Table((Column("KERNEL"), Column("")), rows)
+
+
+def swap_line(status: KernelStatus) -> str:
+    """Swap in a few words: what is in it, how much went through it, why it takes no more."""
+    words = (
+        f"{status.swap_pages} pages, {size(status.swap_bytes)};"
+        f" {status.pages_saved} saved, {status.pages_loaded} loaded"
+    )
+    return f"{words}; {status.swap_warning}" if status.swap_warning else words
+
+
+def _group_line(group: GroupInfo) -> str:
+    words = (
+        f"{group.path or '(root)'}: weight {group.weight}, {group.num_processes_in_all} processes,"
+        f" {group.tokens_out} tokens, {duration(group.model_s)} of the model, {group.pages_held} pages"
+    )
+    bounds = _bounds(group)
+    return f"{words}; at most {', '.join(bounds)}" if bounds else words
+
+
+def _bounds(group: GroupInfo) -> list[str]:
+    """A group's limits, those that it has."""
+    limits = group.limits
+    named = (
+        (limits.processes, "processes"),
+        (limits.tokens_out, "tokens"),
+        (limits.model_s, "s of the model"),
+        (limits.pages, "pages"),
+    )
+    return [f"{value:g} {what}" for value, what in named if value is not None]
+
+
+def _journal(status: KernelStatus) -> str:
+    if status.journal == "off":
+        return "off: a crash loses what runs"
+    lag = f", {duration(status.journal_lag_s)} behind" if status.journal_lag_s else ""
+    warning = f"; {status.journal_warning}" if status.journal_warning else ""
+    return f"{status.journal}, {size(status.journal_bytes)}{lag}{warning}"
 
 
 def app_table(apps: Sequence[AppInfo]) -> Table:

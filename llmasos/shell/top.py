@@ -96,7 +96,8 @@ def summary(status: KernelStatus) -> str:
     return one_line(
         f"{status.model}  up {duration(status.uptime_s)}  {status.num_processes} processes,"
         f" {status.num_running} with the model  pages {status.pages_held}/{status.pages_total}"
-        f" (+{status.pages_cached} cached)  {status.tokens_per_s:.1f} tok/s"
+        f" (+{status.pages_cached} cached)  swap {status.swap_pages}"
+        f"{' OFF' * bool(status.swap_warning)}  {status.tokens_per_s:.1f} tok/s"
     )
 
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from llmasos.kernel.syscall import SyscallTable
+from collections.abc import Iterable
+
+from llmasos.kernel.syscall import Syscall, SyscallTable
 from llmasos.syscalls.calc import SYSCALLS as CALC
 from llmasos.syscalls.clock import SYSCALLS as CLOCK
 from llmasos.syscalls.context import SYSCALLS as CONTEXT
+from llmasos.syscalls.exec import exec_syscalls
 from llmasos.syscalls.fs import SYSCALLS as FS
 from llmasos.syscalls.io import SYSCALLS as IO
 from llmasos.syscalls.llm import SYSCALLS as LLM
 from llmasos.syscalls.memory import SYSCALLS as MEMORY
 from llmasos.syscalls.process import SYSCALLS as PROCESS
+from llmasos.syscalls.sandbox import Sandbox
 from llmasos.syscalls.search import SYSCALLS as SEARCH
+from llmasos.syscalls.web import SYSCALLS as WEB
 
 
-def builtin_syscalls() -> SyscallTable:
-    """A table of all of them."""
-    return SyscallTable((*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY))
+def builtin_syscalls(
+    *, sandbox: Sandbox | None = None, mounted: Iterable[Syscall] = ()
+) -> SyscallTable:
+    """A table of all of them, `exec.*` in that sandbox, and of what was `mounted` from elsewhere."""
+    execution = exec_syscalls(sandbox or Sandbox())
+    return SyscallTable(
+        (
+            *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
+            *execution,
+            *mounted,
+        )
+    )

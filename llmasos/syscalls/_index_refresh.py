@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llmasos.syscalls._documents import MAX_BYTES as MAX_DOCUMENT_BYTES
+from llmasos.syscalls._documents import Unextracted, document_kind, extracted
 from llmasos.syscalls._encoding import SAMPLE_BYTES, detect
 from llmasos.syscalls._passages import Passage, passages
 from llmasos.syscalls._paths import OpenFile, readable_name
@@ -28,6 +30,9 @@ REFRESH_S = 15.0
 RACY_NS = 2_000_000_000
 
 _UNREADABLE = b"unreadable"
+_REFUSED = b"!"
+"""Before the digest of a document that could not be read: it will not be tried again as it is."""
+_DOCUMENTS = ("pdf", "docx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,21 +170,34 @@ def _read(found: Found, old_digest: bytes) -> _Change:
     if is_racy:  # it may change again and bear the same times
         stamp = f"racy {stamp}"
     digest = hashlib.blake2b(data, digest_size=16).digest()
-    if digest == old_digest:
-        return _Change(path, stamp, digest, None, 0)
-    text = data.decode(codec, "replace").replace("\r\n", "\n").replace("\r", "\n") if codec else ""
-    found_passages = tuple(passages(readable_name(found.path), text))
-    return _Change(path, stamp, digest, found_passages, len(data))
+    if old_digest in (digest, _REFUSED + digest):
+        return _Change(path, stamp, old_digest, None, 0)
+    new, is_refused = _passages(readable_name(found.path), data, codec)
+    return _Change(path, stamp, _REFUSED + digest if is_refused else digest, new, len(data))
+
+
+def _passages(path: str, data: bytes, codec: str) -> tuple[tuple[Passage, ...], bool]:
+    """What to find in a file, and whether it is a document that could not be read."""
+    if not codec:
+        return (), False
+    if codec in _DOCUMENTS:
+        try:
+            return tuple(passages(f"{path}.md", extracted(codec, data))), False
+        except Unextracted:
+            return (), True
+    text = data.decode(codec, "replace").replace("\r\n", "\n").replace("\r", "\n")
+    return tuple(passages(path, text)), False
 
 
 def _content(file: OpenFile) -> tuple[bytes, str]:
-    """A text file's bytes and codec; of a binary file a sample, and no codec."""
+    """A text file's bytes and codec, a document's and its kind; of others a sample, and no codec."""
     sample = os.pread(file.fd, SAMPLE_BYTES, 0)
     encoding = detect(sample)
-    if encoding is None:
+    codec = encoding.codec if encoding else document_kind(file.path, sample)
+    if not codec:
         return sample, ""
     with open(file.fd, "rb", closefd=False) as stream:
-        return stream.read(MAX_FILE_BYTES), encoding.codec
+        return stream.read(MAX_DOCUMENT_BYTES + 1 if not encoding else MAX_FILE_BYTES), codec
 
 
 def stamp_of(status: os.stat_result) -> str:
@@ -189,4 +207,4 @@ def stamp_of(status: os.stat_result) -> str:
 
 def num_unreadable(known: Known) -> int:
     """How many files could not be read when they were last tried."""
-    return sum(digest == _UNREADABLE for _, digest in known.values())
+    return sum(d == _UNREADABLE or d[:-16] == _REFUSED for _, d in known.values())

@@ -1,4 +1,4 @@
-"""A full-text index of the files under one root, kept fresh by looking at what changed.
+"""An index of the files under one root, by words and by meaning, kept fresh by looking at what changed.
 
 One SQLite file per root, in the kernel's cache folder and nowhere near the user's files; it holds
 nothing that the files do not, so a damaged one is thrown away and made again. Any number of threads and
@@ -11,24 +11,30 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from llmasos.kernel.errors import Failed
+from llmasos.syscalls._documents import is_installed
+from llmasos.syscalls._embedding import nearest
 from llmasos.syscalls._index_refresh import Freshness, Known, Refresh, num_unreadable, stamp_of
 from llmasos.syscalls._paths import readable_name
 from llmasos.syscalls._tree import Tree
 
-VERSION = 1
+VERSION = 2
 """Of the tables and of everything that decides what is in them; another one is made anew."""
 LOCK_S = 10.0
 MAX_RANKED = 2_000
 """Passages that are looked at to spread the hits over files."""
+MAX_NEAREST = 100
 MAX_PER_FILE = 3
 """So that a long file does not crowd out the others."""
 
@@ -48,6 +54,10 @@ _TABLES = f"""
         text TEXT NOT NULL
     );
     CREATE INDEX passages_of_file ON passages (file_id);
+    CREATE TABLE vectors (passage_id INTEGER PRIMARY KEY, model TEXT NOT NULL, vector BLOB NOT NULL);
+    CREATE TRIGGER passage_gone AFTER DELETE ON passages BEGIN
+        DELETE FROM vectors WHERE passage_id = old.id;
+    END;
     CREATE VIRTUAL TABLE terms USING fts5(
         path, heading, text,
         tokenize = "porter unicode61 remove_diacritics 0 categories 'L* N* Co M*'"
@@ -58,14 +68,18 @@ _TABLES = f"""
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage that answers a query; `rank` is bm25's, the lower the better."""
+    """A passage that answers a query; `score` is relative to the best one's, which is 1."""
 
     path: str
     start_line: int
     end_line: int
     heading: str
     text: str
-    rank: float
+    score: float
+
+
+Ranked = list[tuple[int, float]]
+"""Passages by id, best first, with how good each is by a measure of its own: more is better."""
 
 
 Result = TypeVar("Result")
@@ -74,7 +88,7 @@ Result = TypeVar("Result")
 def with_index(cache_folder: Path, root: Path, work: Callable[[Index], Result]) -> Result:
     """Run `work` on the index of a root's files: the one on disk, or else one in memory."""
     name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-    path = cache_folder / "search" / f"{name}.v{VERSION}.db"
+    path = cache_folder / "search" / f"{name}.v{VERSION}{_readers()}.db"
     for _ in range(2):
         try:
             return _on_disk(path, work)
@@ -87,9 +101,14 @@ def with_index(cache_folder: Path, root: Path, work: Callable[[Index], Result]) 
     try:
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
             connection.executescript(_TABLES)
-            return work(Index(connection, nullcontext()))
+            return work(Index(connection, nullcontext(), None))
     except sqlite3.Error as error:
         raise Failed(f"The search index could not be made: {error}.") from error
+
+
+def _readers() -> str:
+    """Names the documents that can be read here: with another extra installed, all is read anew."""
+    return "".join(f"-{kind}" for kind in ("pdf", "docx") if is_installed(kind))
 
 
 def _on_disk(path: Path, work: Callable[[Index], Result]) -> Result:
@@ -103,7 +122,7 @@ def _on_disk(path: Path, work: Callable[[Index], Result]) -> Result:
                     connection.execute("PRAGMA journal_mode = WAL")
                     connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
         connection.execute("PRAGMA synchronous = NORMAL")
-        return work(Index(connection, lock))
+        return work(Index(connection, lock, path))
 
 
 def _has_tables(connection: sqlite3.Connection) -> bool:
@@ -145,10 +164,15 @@ class Index:
     """An open index. For one thread."""
 
     def __init__(
-        self, connection: sqlite3.Connection, refreshing: AbstractContextManager[object]
+        self,
+        connection: sqlite3.Connection,
+        refreshing: AbstractContextManager[object],
+        path: Path | None,
     ) -> None:
         self._connection = connection
         self._refreshing = refreshing
+        self.path = path
+        """Where it is on disk; None for one in memory."""
 
     def refresh(self, scope: Scope, now: Callable[[], float]) -> Freshness:
         """Bring the scope's files up to date, if any has changed. Waits for another refresher."""
@@ -158,31 +182,63 @@ class Index:
         with self._refreshing:
             return Refresh(self._connection, self._known(scope), now).run(scope.tree())
 
-    def hits(self, query: str, scope: Scope, limit: int) -> list[Hit]:
-        """The best passages for an FTS5 query, best first; of one file at most `MAX_PER_FILE`."""
+    def by_words(self, query: str, scope: Scope) -> Ranked:
+        """The best passages for an FTS5 query by bm25."""
         rows = self._connection.execute(
             """
-            WITH best AS (
-                SELECT terms.rowid AS id, file_id, bm25(terms, 1.5, 2.0, 1.0) AS rank
-                FROM terms
-                JOIN passages ON passages.id = terms.rowid
-                JOIN files ON files.id = file_id
-                WHERE terms MATCH ? AND files.path >= ? AND files.path < ?
-                ORDER BY rank, terms.rowid LIMIT ?
-            ), placed AS (
-                SELECT *, row_number() OVER (PARTITION BY file_id ORDER BY rank, id) AS place
-                FROM best
-            )
-            SELECT files.path, start_line, end_line, heading, text, rank
-            FROM placed
-            JOIN passages ON passages.id = placed.id
-            JOIN files ON files.id = placed.file_id
-            WHERE place <= ?
-            ORDER BY rank, placed.id LIMIT ?
+            SELECT terms.rowid, -bm25(terms, 1.5, 2.0, 1.0) AS worth
+            FROM terms
+            JOIN passages ON passages.id = terms.rowid
+            JOIN files ON files.id = file_id
+            WHERE terms MATCH ? AND files.path >= ? AND files.path < ?
+            ORDER BY worth DESC, terms.rowid LIMIT ?
             """,
-            (query, *scope.bounds, MAX_RANKED, MAX_PER_FILE, limit),
+            (query, *scope.bounds, MAX_RANKED),
         )
-        return [Hit(readable_name(os.fsdecode(path)), *rest) for path, *rest in rows]
+        return rows.fetchall()
+
+    def by_meaning(self, vector: NDArray[np.float32], model: str, scope: Scope) -> Ranked:
+        """The passages most like a vector of that model, by cosine; every one is looked at."""
+        rows = self._connection.execute(
+            """
+            SELECT passage_id, vector FROM vectors
+            JOIN passages ON passages.id = passage_id
+            JOIN files ON files.id = file_id
+            WHERE model = ? AND files.path >= ? AND files.path < ?
+            """,
+            (model, *scope.bounds),
+        ).fetchall()
+        return nearest(vector, [row[0] for row in rows], [row[1] for row in rows], MAX_NEAREST)
+
+    def num_embedded(self, model: str) -> tuple[int, int]:
+        """Passages with a vector of that model, and passages in all."""
+        row: tuple[int, int] = self._connection.execute(
+            "SELECT (SELECT count(*) FROM vectors WHERE model = ?), (SELECT count(*) FROM passages)",
+            (model,),
+        ).fetchone()
+        return row
+
+    def hits(self, ranked: Ranked, limit: int) -> list[Hit]:
+        """The passages of a ranking; of one file at most `MAX_PER_FILE`."""
+        hits: list[Hit] = []
+        per_file: Counter[str] = Counter()
+        best = ranked[0][1] if ranked else 0.0
+        for passage_id, worth in ranked:
+            if len(hits) == limit:
+                break
+            row = self._connection.execute(
+                "SELECT path, start_line, end_line, heading, text FROM passages"
+                " JOIN files ON files.id = file_id WHERE passages.id = ?",
+                (passage_id,),
+            ).fetchone()
+            if row is None or per_file[row[0]] == MAX_PER_FILE:
+                continue
+            per_file[row[0]] += 1
+            file, start_line, end_line, heading, text = row
+            score = round(worth / best, 3) if best else 1.0
+            path = readable_name(os.fsdecode(file))
+            hits.append(Hit(path, start_line, end_line, heading, text, score))
+        return hits
 
     def _seen(self, scope: Scope) -> Freshness:
         """How the index compares with the disk, by names and stamps alone."""

@@ -74,7 +74,7 @@ async def _generate(call: Call, job: GenerateJob) -> Generation:
     """Run a generation to its end, making room in its context as often as it takes."""
     context, runtime = job.context, call.runtime
     is_full = len(context.tokens) >= runtime.kernel.info.context_length
-    if is_full and context.window is not WindowPolicy.ERROR:
+    if is_full and context.window is not WindowPolicy.ERROR and not job.is_done:
         end = len(context.tokens) - 1
         await make_room(call, job.process, context, Conversation.of(context), end=end)
     try:

@@ -76,7 +76,7 @@ class MemoriesResult(TypedDict):
     truncated: bool
 
 
-@syscall("memory.remember", effect=Effect.WRITE)
+@syscall("memory.remember", effect=Effect.WRITE, repeatable=True)
 def remember(
     call: Call,
     text: Annotated[str, Field(max_length=MAX_TEXT_CHARS, description="What to remember")],

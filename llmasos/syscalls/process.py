@@ -61,9 +61,12 @@ async def wait(
     call: Call, pid: Annotated[int, Field(description="The child process to wait for.")]
 ) -> dict[str, Any]:
     """Wait for a child process to end; returns its exit code, message and output."""
-    child = _own_descendant(call, pid)
-    status = await call.runtime.wait(child)
-    output = call.runtime.output_text(child)
+    child = Pid(pid)
+    if call.runtime.kernel.is_descendant(child, call.pid):
+        status = await call.runtime.wait(child)
+        output = call.runtime.output_text(child)
+    else:
+        status, output = await call.runtime.shared_outcome(call.pid, child)
     return {
         "code": status.code,
         "message": status.message,

@@ -1,7 +1,8 @@
 """`search`: the passages of a folder's files that answer a question, best first.
 
 Ranked by bm25 over words without their English endings, accents or case; any of the question's words
-counts, rare ones more, and a file's name and headings more than its text. Finding by meaning is not here.
+counts, rare ones more, and a file's name and headings more than its text. Where the home has an
+embedding model, fused with how alike passage and question are in meaning (`_index_vectors`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import InvalidArguments
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.syscalls._embedding import embedder_of, fused
 from llmasos.syscalls._index_refresh import Freshness
+from llmasos.syscalls._index_vectors import Meaning
 from llmasos.syscalls._paths import Root, refuse_unless_file, shown
 from llmasos.syscalls._terms import folded, match_any, match_beginnings, query_terms
 from llmasos.syscalls.index import Hit, Index, Scope, with_index
@@ -41,6 +44,8 @@ class SearchResult(TypedDict):
     text: str
     hits: list[SearchHit]
     num_files: int
+    ranking: str
+    """`hybrid` (words and meaning) or `lexical` (words)."""
     note: str
 
 
@@ -55,21 +60,28 @@ def search(
     terms = query_terms(query)
     if not terms:
         raise InvalidArguments("The query has no word in it; give the words to look for.")
+    meaning = Meaning(query, embedder_of(call.runtime.cache_folder))
     with Root(call.root) as root:
         scope = _scope(root, path or ".")
 
         def work(index: Index) -> tuple[Freshness, list[Hit]]:
             fresh = index.refresh(scope, call.runtime.now)
-            hits = index.hits(match_any(terms), scope, limit)
-            return fresh, hits or index.hits(match_beginnings(terms), scope, limit)
+            ranked = index.by_words(match_any(terms), scope)
+            alike = meaning.ranking(index, scope)
+            if alike:
+                ranked = fused([item for item, _ in ranked], [item for item, _ in alike])
+            return fresh, index.hits(
+                ranked or index.by_words(match_beginnings(terms), scope), limit
+            )
 
         fresh, hits = with_index(call.runtime.cache_folder, call.root, work)
-    found = [_search_hit(hit, hits[0], terms) for hit in hits]
+    found = [_search_hit(hit, terms) for hit in hits]
     return SearchResult(
         text=_text(found, query, fresh),
         hits=found,
         num_files=fresh.num_files,
-        note=_note(fresh),
+        ranking=meaning.used,
+        note=" ".join(filter(None, (_note(fresh), meaning.note))),
     )
 
 
@@ -81,7 +93,7 @@ def _scope(root: Root, path: str) -> Scope:
     return Scope(place.folder_fd, place.path.rpartition("/")[0] or ".", only=place.name)
 
 
-def _search_hit(hit: Hit, best: Hit, terms: list[str]) -> SearchHit:
+def _search_hit(hit: Hit, terms: list[str]) -> SearchHit:
     text, first = _snippet(hit.text, terms)
     start_line = hit.start_line + first
     return SearchHit(
@@ -90,7 +102,7 @@ def _search_hit(hit: Hit, best: Hit, terms: list[str]) -> SearchHit:
         end_line=min(hit.end_line, start_line + text.count("\n")),
         heading=hit.heading,
         text=text,
-        score=round(hit.rank / best.rank, 3) if best.rank else 1.0,
+        score=hit.score,
     )
 
 

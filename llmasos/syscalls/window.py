@@ -15,7 +15,7 @@ import anyio.to_thread
 from llmasos.kernel.abi import Message, WindowPolicy
 from llmasos.kernel.context import Context
 from llmasos.kernel.process import Process
-from llmasos.kernel.shorter import Conversation, Shorter, shorten, with_text, without
+from llmasos.kernel.shorter import Conversation, Shorter, as_text, shorten, with_text, without
 from llmasos.kernel.syscall import Call
 from llmasos.syscalls.summary import heading, summary_of, summary_tokens
 
@@ -53,18 +53,39 @@ async def _follow(
 ) -> Conversation:
     """Do what the context's policy asks for; what is left."""
     if context.window is WindowPolicy.ARCHIVE:
-        await _file(call, context, shorter.text)
+        await _file(call, process, context, _exchanges(whole, shorter))
     elif context.window is WindowPolicy.SUMMARISE:
         return await _summarised(call, process, whole, shorter)
     return shorter.conversation
 
 
-async def _file(call: Call, context: Context, text: str) -> None:
-    archives = call.runtime.archives
-    if archives is not None and text.strip():
-        archive = archives(call.pid)
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(archive.remember, text, f"context {context.context_id}")
+def _exchanges(whole: Conversation, shorter: Shorter) -> list[str]:
+    """What goes, a text for each user's turn and what answered it."""
+    if not whole.messages:
+        return [shorter.text]
+    texts: list[str] = []
+    for index in shorter.dropped:
+        turn = as_text(whole.messages[index])
+        if texts and whole.messages[index].role != "user":
+            texts[-1] += f"\n{turn}"
+        else:
+            texts.append(turn)
+    return texts
+
+
+async def _file(call: Call, process: Process, context: Context, texts: list[str]) -> None:
+    if (archives := call.runtime.archives) is None:
+        return
+    source = f"context {context.context_id}"
+
+    def remember_all() -> None:
+        archive = archives(process)
+        for text in texts:
+            if text.strip():
+                archive.remember(text, source)
+
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(remember_all)
 
 
 async def _summarised(

@@ -21,6 +21,8 @@ class Disk:
         self.capacity = capacity
         self.read_error: OSError | None = None
         self.ahead: list[tuple[str, int, int]] = []
+        self.offsets: list[int] = []
+        """Where reads began."""
 
     def names(self) -> list[str]:
         return sorted(self.files)
@@ -34,6 +36,7 @@ class Disk:
         if name not in self.files:
             raise FileNotFoundError(errno.ENOENT, "No such file", name)
         begun = offset
+        self.offsets.append(offset)
         for piece in pieces:
             content = self.files[name][offset : offset + len(piece)]
             piece[: len(content)] = content
@@ -82,6 +85,23 @@ class Later(Executor):
     def run(self) -> None:
         while self.waiting:
             self.waiting.pop(0)()
+
+
+class WhenAsked(Executor):
+    """Runs what it is given when somebody waits for the outcome."""
+
+    def __init__(self) -> None:
+        self.num_run = 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        executor = self
+
+        class Lazy(Future[Any]):
+            def result(self, timeout: float | None = None) -> Any:
+                executor.num_run += 1
+                return function(*args, **kwargs)
+
+        return Lazy()
 
 
 class SlowCore(ScriptedCore):

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from llmasos.kernel.abi import ContextId
+from llmasos.kernel.core import StepPlan, StepResult
 from llmasos.kernel.costs import Line
 from llmasos.kernel.errors import OutOfMemory
 from llmasos.kernel.jobs import GenerateJob
@@ -14,7 +15,7 @@ from llmasos.kernel.process import Process
 from llmasos.kernel.scripted import ScriptedCore
 from llmasos.kernel.swap import Swap
 from tests.kernel.machine import Machine, continuation
-from tests.kernel.swapping import AtOnce, Disk, swapping_machine
+from tests.kernel.swapping import AtOnce, Disk, WhenAsked, swapping_machine
 
 
 def turns(machine: Machine, *, num_processes: int, num_turns: int) -> list[list[GenerateJob]]:
@@ -186,6 +187,52 @@ def test_a_failed_step_with_loads_fails_its_jobs_alone() -> None:
     again = machine.generate_in(process, context, max_tokens=4)
     machine.run()
     assert again.error is None
+
+
+def test_a_step_that_breaks_is_over_only_when_nobody_writes_to_its_pages_any_more() -> None:
+    class Breaking(ScriptedCore):
+        def execute(self, plan: StepPlan) -> StepResult:
+            raise RuntimeError("the driver broke")
+
+    readers = WhenAsked()
+    machine = Machine(
+        ScriptedCore(num_pages=12), swap=Swap(Disk(), writer=AtOnce(), readers=readers)
+    )
+    machine.kernel.pager.costs.is_loading_forced = True
+    process, context = machine.context("a step that fails")
+    machine.generate_in(process, context, max_tokens=1)
+    machine.run()
+    machine.generate("something else that takes the memory", max_tokens=12)
+    machine.run()
+    machine.generate_in(process, context, max_tokens=4)
+    other = machine.generate("z", max_tokens=1)
+    plan = machine.kernel.plan()
+    assert plan is not None
+    assert plan.moves.loads
+    assert plan.jobs == (other,)
+    num_run = readers.num_run
+    with pytest.raises(RuntimeError):
+        machine.kernel.execute(Breaking(num_pages=12), plan)
+    assert readers.num_run == num_run + 1
+    machine.kernel.abandon(plan, "the driver broke")
+    machine.check()
+
+
+def test_pages_of_those_who_come_next_are_fetched_from_the_disk_once() -> None:
+    disk = Disk()
+    machine = swapping_machine(disk, num_pages=24, page_size=4)
+    opened = [machine.context(f"{number} has a prompt of its own") for number in range(8)]
+    for process, context in opened:
+        machine.generate_in(process, context, max_tokens=2)
+        machine.run()
+    disk.ahead.clear()
+    jobs = [machine.generate_in(process, context, max_tokens=9) for process, context in opened]
+    while not jobs[0].is_done:
+        machine.step()
+    assert disk.ahead
+    assert len(set(disk.ahead)) == len(disk.ahead)
+    machine.run()
+    assert said(jobs[-1:]) == continuation("7 has a prompt of its own", 11)[2:]
 
 
 def test_who_waits_longest_for_its_size_is_parked_first() -> None:

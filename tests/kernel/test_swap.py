@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmasos.kernel.errors import ConfigError
 from llmasos.kernel.swap import Swap, page_key, root_key
-from llmasos.kernel.swap_files import HEADER_BYTES, SegmentFolder
+from llmasos.kernel.swap_files import HEADER_BYTES, MAX_OPEN_FILES, SegmentFolder
 from tests.kernel.swapping import AtOnce, Disk, Later
 
 SIZE = 64
@@ -96,6 +96,116 @@ def test_no_damage_to_a_file_gets_past_the_checks(data: st.DataObject) -> None:
             found = got(again, number)
             assert found is None or bytes(found) == content(number)
             assert found is not None or not again.has(key(number)), "it is asked for only once"
+
+
+def test_pages_that_follow_each_other_are_fetched_ahead_in_one_go() -> None:
+    disk = Disk()
+    swap = swap_on(disk)
+    for number in range(6):
+        swap.put(key(number), content(number))
+    swap.read_ahead([key(number) for number in (2, 1, 5, 99, 3)])
+    record = HEADER_BYTES + SIZE
+    name = disk.names()[0]
+    assert disk.ahead == [(name, record, 3 * record), (name, 5 * record, record)]
+    disk.read_error = OSError(errno.EIO, "Input/output error")
+    swap.read_ahead([key(0)])
+
+
+def test_pages_are_read_in_the_order_on_the_disk_and_answered_in_that_of_the_question() -> None:
+    disk = Disk()
+    swap = swap_on(disk)
+    for number in range(4):
+        swap.put(key(number), content(number))
+    targets = [(key(number), memoryview(bytearray(SIZE))) for number in (3, 99, 0, 2)]
+    reads = swap.read(targets, now=lambda: 0.0)
+    assert reads.wait() == [True, False, True, True]
+    assert disk.offsets == sorted(disk.offsets)
+    assert [bytes(target) for _, target in targets] == [
+        content(3),
+        bytes(SIZE),
+        content(0),
+        content(2),
+    ]
+
+
+@pytest.mark.parametrize("how", ["exchange rows", "cancel out in a column", "lose a row"])
+def test_damage_that_a_sum_would_not_see_is_found_out(how: str) -> None:
+    disk = Disk()
+    swap = swap_on(disk)
+    page = b"".join(bytes([row + 1]) * 4096 for row in range(4)) + b"tail"
+    swap.put(key(1), page)
+    assert got(swap, 1, len(page)) == page
+    [file] = disk.files.values()
+    rows = [slice(HEADER_BYTES + 4096 * row, HEADER_BYTES + 4096 * (row + 1)) for row in range(4)]
+    if how == "exchange rows":
+        file[rows[0]], file[rows[1]] = file[rows[1]], file[rows[0]]
+    elif how == "cancel out in a column":
+        file[rows[0].start] += 1
+        file[rows[1].start] -= 1
+    else:
+        file[rows[2]] = bytes(4096)
+    assert got(swap, 1, len(page)) is None
+
+
+def test_segments_stay_open_between_reads_and_a_deleted_one_is_let_go(tmp_path: Path) -> None:
+    folder = SegmentFolder(tmp_path)
+    names = [f"{number:08}.seg" for number in range(2 * MAX_OPEN_FILES)]
+    for name in names:
+        folder.append(name, [name.encode()])
+    target = memoryview(bytearray(12))
+    for name in names + names:
+        assert folder.read_into(name, 0, [target[:5], target[5:]]) == 12
+        assert bytes(target) == name.encode()
+    folder.remove(names[-1])
+    with pytest.raises(FileNotFoundError):
+        folder.read_into(names[-1], 0, [target])
+    folder.close()
+    assert folder.read_into(names[0], 4, [target]) == 8
+    folder.close()
+
+
+def test_host_memory_keeps_pages_from_the_disk_until_others_push_them_out() -> None:
+    disk = Disk()
+    swap = swap_on(disk, host_bytes=3 * SIZE)
+    for number in range(3):
+        swap.put(key(number), content(number))
+    assert disk.files == {}
+    assert [got(swap, number) for number in range(3)] == [content(number) for number in range(3)]
+    swap.put(key(3), content(3))
+    assert swap.status.num_written == 1
+    assert disk.offsets == []
+    assert got(swap, 0) == content(0), "pushed out, so it comes from the disk"
+    assert len(disk.offsets) == 1
+    assert got(swap, 0) == content(0), "and stays in memory for a while"
+    assert len(disk.offsets) == 1
+    assert swap.status.num_bytes == 3 * SIZE + 2 * (SIZE + HEADER_BYTES)
+
+
+def test_what_host_memory_holds_is_written_before_the_kernel_ends() -> None:
+    disk = Disk()
+    swap = swap_on(disk, host_bytes=100 * SIZE)
+    for number in range(5):
+        swap.put(key(number), content(number))
+    swap.close()
+    assert [got(swap_on(disk), number) for number in range(5)] == [content(n) for n in range(5)]
+    swap_on(disk).clear()
+    assert not swap_on(disk).has(key(1))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60), st.integers(0, 5))
+def test_whatever_tier_a_page_is_in_it_comes_back_whole(
+    moves: list[tuple[bool, int]], num_in_host: int
+) -> None:
+    disk = Disk()
+    swap = swap_on(disk, host_bytes=num_in_host * SIZE)
+    known = set()
+    for is_put, number in moves:
+        if is_put:
+            swap.put(key(number), content(number))
+            known.add(number)
+        assert (got(swap, number) == content(number)) is (number in known)
+    swap.flush()
+    assert {number for number in range(10) if swap_on(disk).has(key(number))} == known
 
 
 def test_a_page_of_another_size_is_none() -> None:

@@ -120,7 +120,7 @@ def infos() -> list[AppInfo]:
 async def local_kernel(folder: Path) -> AsyncIterator[LocalSession]:
     modules = (context, llm, process, io_syscalls, clock)
     runtime = Runtime(
-        ScriptedCore(replies(lambda prompt: f"reply {prompt.count('<assistant>')}")),
+        ScriptedCore(replies(lambda prompt: f"reply {prompt.count('<assistant>')}"), num_pages=300),
         ByteTokenizer(),
         syscalls=SyscallTable(entry for module in modules for entry in module.SYSCALLS),
         programs=load,

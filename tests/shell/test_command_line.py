@@ -12,6 +12,7 @@ import pytest
 
 import llmasos
 from llmasos.kernel.abi import Capabilities
+from llmasos.shell.protocol import GONE
 from tests.shell.conftest import served_kernel
 
 pytestmark = pytest.mark.anyio
@@ -225,9 +226,7 @@ async def test_a_kernel_that_ends_meanwhile_is_told_in_a_sentence(tmp_path):
             assert client.stderr is not None
             await client.stdout.receive()
             kernel.kill()
-            assert (await client.stderr.receive()).decode() == (
-                "llmasos: The kernel went away, and what ran in it; kernel.log in its home may say why.\n"
-            )
+            assert (await client.stderr.receive()).decode() == f"llmasos: {GONE}\n"
             assert await client.wait() == 1
     assert (tmp_path / "kernel.sock").exists(), "a killed kernel leaves its socket"
     assert "No kernel is running" in (await llmasos_run(tmp_path, "ps"))[2]

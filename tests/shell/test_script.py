@@ -120,6 +120,19 @@ async def test_a_conversation_can_begin_anew_with_other_settings(runs):
     assert (code, out) == (0, "reply 1\nrep\n2\n")
 
 
+async def test_a_conversation_says_in_one_line_what_became_of_a_full_window(runs):
+    told = "[The window is full; the oldest turns are forgotten.]"
+    lines = "".join(f"{'x' * 700} {number}\n" for number in range(4))
+    code, out, _ = await runs(f"/new --window slide\n{lines}")
+    assert code == 0
+    assert out.count(told) >= 1
+    assert "reply" in out.splitlines()[-1]
+    code, _, err = await runs("/new --window wide\n")
+    assert code == 2
+    assert "--window" in err
+    assert "slide" in err
+
+
 async def test_a_fork_of_the_chat_goes_on_by_itself(runs):
     code, out, _ = await runs("hello\n$twin = /fork $chat\n/tell $twin more\nmore\n")
     assert (code, out) == (0, "reply 1\nreply 2\nreply 2\n")

@@ -7,10 +7,12 @@ import signal
 import anyio
 import pytest
 
-from llmasos.kernel.abi import Capabilities, ProcessState, Signal
+from llmasos.kernel.abi import Capabilities, GroupLimits, KernelStatus, ProcessState, Signal
 from llmasos.kernel.errors import NoSuchApp, NoSuchProcess, UsageError
 from llmasos.shell.lines import perform
 from llmasos.shell.session import SpawnRequest
+from llmasos.shell.tables import swap_line
+from llmasos.shell.top import summary
 from llmasos.shell.verbs.ask import spread_tools
 from llmasos.shell.verbs.table import VERBS
 from llmasos.shell.words import split
@@ -267,6 +269,32 @@ async def test_status_and_top_show_the_machine(does, local):
     out = (await does("top -n 2 -i 1ms"))[1]
     assert out.count("scripted") == 2
     assert len(json.loads((await does("top --json"))[1])["processes"]) == 1
+
+
+async def test_ps_long_and_status_show_groups_faults_and_swap(does, local):
+    local._runtime.set_group_limits("batch", GroupLimits(pages=40, tokens_out=1000))
+    pid = await local._runtime.spawn("patient", group="batch/nightly")
+    out = (await does("ps -l"))[1]
+    assert "batch/nightly" in out
+    assert {"COMPUTED", "LOADED", "AGAIN", "FAULTS", "PAGE*S"} <= set(out.split())
+    (row,) = json.loads((await does("ps -l --json"))[1])
+    assert (row["pid"], row["group"], row["tokens_swapped_in"]) == (pid, "batch/nightly", 0)
+    out = (await does("status"))[1]
+    assert "0 pages, 0 B; 0 saved, 0 loaded" in out
+    assert "batch: weight 100, 1 processes, 0 tokens" in out
+    assert "at most 1000 tokens, 40 pages" in out
+    assert json.loads((await does("status --json"))[1])["groups"][1]["limits"]["pages"] == 40
+
+
+def test_a_swap_that_takes_no_more_says_why():
+    status = KernelStatus(
+        "m", "core", True, 8192, 32, 100, 90, 0, 10, 2, 1, 5, 12.34, 1.0,
+        swap_pages=3, swap_bytes=2_000_000, swap_warning="swap takes no more pages: disk full",
+    )  # fmt: skip
+    assert swap_line(status).endswith(
+        "2 MB; 0 saved, 0 loaded; swap takes no more pages: disk full"
+    )
+    assert "swap 3 OFF" in summary(status)
 
 
 async def test_apps_are_listed_and_described(does):

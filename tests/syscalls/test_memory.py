@@ -30,6 +30,7 @@ from llmasos.kernel.models.embedder import Embedder
 from llmasos.syscalls import memory, memory_store
 from llmasos.syscalls.memory_store import MemoryStore
 from tests.syscalls.conftest import Caller
+from tests.syscalls.topics import TopicEmbedder
 
 FACTS = (
     "The user's sister Nadia lives in Porto.",
@@ -37,23 +38,6 @@ FACTS = (
     "The garden gate code is 4711.",
     "Meetings are on Tuesdays at ten.",
 )
-TOPICS = {"car": 0, "automobile": 0, "vehicle": 0, "cat": 1, "kitten": 1, "pet": 1}
-
-
-class TopicEmbedder:
-    """Words that mean the same point the same way; every other text points elsewhere."""
-
-    def __init__(self, fingerprint: str = "topics") -> None:
-        self.fingerprint = fingerprint
-        self.num_embedded = 0
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        self.num_embedded += len(texts)
-        rows = np.zeros((len(texts), 3), dtype=np.float32)
-        for row, text in enumerate(texts):
-            words = text.lower().replace(".", " ").split()
-            rows[row, next((TOPICS[word] for word in words if word in TOPICS), 2)] = 1
-        return rows
 
 
 class BrokenEmbedder(TopicEmbedder):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from llmasos.apps.sdk import Proc, app
-from llmasos.kernel.abi import FinishReason, Grammar, GrammarKind, Message, Pid, Signal
+from llmasos.kernel.abi import FinishReason, Grammar, GrammarKind, Message, Signal
 from llmasos.kernel.core import KVShift
 from llmasos.kernel.errors import ContextTooLong, InvalidArguments
 from llmasos.kernel.scripted import ScriptedCore, hashed, replies
+from llmasos.syscalls.archive import archives_in
 from llmasos.syscalls.summary import ASK, HEADING
 from tests.syscalls.windows import RULES, TOKENIZER, WINDOW, booted, kernel_context, run
 
@@ -128,10 +131,23 @@ async def test_what_goes_is_archived_for_the_process() -> None:
         pid = await runtime.spawn(app(name="test", summary="")(main))
         await runtime.wait(pid)
         assert runtime.archives is not None
-        found = runtime.archives(pid).recall("Ada", 5)
-        assert len(found) == 1
-        assert found[0].startswith("context 0: user: my name is Ada")
-        assert not runtime.archives(Pid(99)).recall("Ada", 5)
+        found = runtime.archives(runtime.kernel.process(pid)).recall("Ada", 5)
+        assert list(found) == ["context 0: user: my name is Ada"]
+
+
+async def test_what_was_archived_is_found_by_memory_recall(tmp_path: Path) -> None:
+    async def main(proc: Proc) -> None:
+        async with proc.session(system="rules", window="archive") as session:
+            await session.say("my name is Ada", reply=False)
+            for number in range(9):
+                await session.say(f"{number:20}", reply=False)
+        found = await proc.call("memory.recall", query="What is my name?", scope="process")
+        assert [each["text"] for each in found["memories"]] == ["user: my name is Ada"]
+        assert found["memories"][0]["source"] == "context 0"
+
+    await run(
+        main, archives=archives_in(tmp_path / "cache", now=time.time), cache=tmp_path / "cache"
+    )
 
 
 async def test_a_kernel_without_an_archive_refuses_that_policy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from llmasos.kernel.context import Context
 from llmasos.kernel.errors import ContextTooLong
 from llmasos.kernel.runtime import Runtime
 from llmasos.kernel.scripted import ROLES, hashed
-from tests.syscalls.windows import RULES, TOKENIZER, WINDOW, Redo, booted, kernel_context, record_of
+from tests.syscalls.windows import RULES, TOKENIZER, WINDOW, Redo, booted, held, kernel_context
 
 OPS = st.lists(
     st.one_of(
@@ -56,11 +57,11 @@ class Talk:
         await self._handle.chat([RULES], reply=False)
 
     async def do(self, name: str, size: int) -> None:
-        before = record_of(self._held)
+        before = held(self._held)
         try:
             await getattr(self, f"_{name}")(size)
         except ContextTooLong:
-            assert record_of(self._held) == before
+            assert held(self._held) == before
         self._redo.check(self._runtime.kernel.processes[self._proc.pid])
         self._runtime.kernel.check_integrity()
         self._check()
@@ -87,7 +88,7 @@ class Talk:
             return
 
         def on_chunk(chunk: Any) -> None:
-            self._redo.held[number]["tokens"] += chunk.token_ids
+            self._redo.holdings.contexts[number].tokens += chunk.token_ids
 
         arguments = {"max_tokens": size, "ignore_eos": True}
         await self._handle.generate_into(on_chunk, arguments)
@@ -98,9 +99,9 @@ class Talk:
 
     async def _fork(self, _size: int) -> None:
         other = await self._handle.fork()
-        mine = record_of(self._held)
-        theirs = record_of(kernel_context(self._runtime, other, self._proc.pid))
-        assert mine | {"stream": 0} == theirs | {"stream": 0}
+        mine = held(self._held)
+        theirs = held(kernel_context(self._runtime, other, self._proc.pid))
+        assert replace(mine, stream=theirs.stream) == theirs
         await self._handle.close()
         self._handle = other
 

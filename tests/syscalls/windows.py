@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -14,12 +14,14 @@ import anyio
 from llmasos.apps.sdk import ContextHandle, Message, Proc, app
 from llmasos.kernel.abi import Pid
 from llmasos.kernel.context import Context
+from llmasos.kernel.journal.events import plain
+from llmasos.kernel.journal.holdings import HeldContext, Holdings
 from llmasos.kernel.kernel import KernelOptions
 from llmasos.kernel.process import Process
 from llmasos.kernel.runtime import Runtime
 from llmasos.kernel.scripted import ByteTokenizer, ScriptedCore
 from llmasos.kernel.syscall import SyscallTable
-from llmasos.syscalls import context, io, llm, process
+from llmasos.syscalls import context, io, llm, memory, process
 
 WINDOW = 128
 TOKENIZER = ByteTokenizer()
@@ -43,70 +45,51 @@ class Redo:
     """Contexts made again from what a journal is told."""
 
     def __init__(self) -> None:
-        self.held: dict[int, dict[str, Any]] = {}
+        self.holdings = Holdings()
 
     def take(self, _process: Process, event: tuple[Any, ...]) -> None:
-        kind, number, *rest = json.loads(json.dumps(event))
-        if kind == "open":
-            self.held[number] = new_record(rest[0])
-        elif kind == "fork":
-            source = self.held[rest[0]]
-            self.held[number] = json.loads(json.dumps(source)) | {"stream": rest[1]}
-        elif kind == "close":
-            del self.held[number]
-        elif kind != "numbers":
-            self._change(self.held[number], kind, rest)
-
-    def _change(self, record: dict[str, Any], kind: str, rest: list[Any]) -> None:
-        if kind == "append":
-            record["tokens"] += rest[0]
-        elif kind == "cut":
-            del record["tokens"][rest[0] :]
-            if rest[0] <= record["shift"][1]:
-                record["shift"] = ["", 0]
-        elif kind == "say":
-            record["turns"][rest[0] :] = rest[1]
-            record["reply_start"] = rest[2]
-        elif kind == "starts":
-            record["starts"][rest[0] :] = rest[1]
-        else:
-            record[kind] = rest
+        self.holdings.apply(tuple(plain(event)))
 
     def check(self, owner: Process) -> None:
-        seen = {c.context_id: record_of(c) for c in owner.contexts.values() if not c.is_scratch}
-        assert seen == self.held
+        seen = {c.context_id: held(c) for c in owner.contexts.values() if not c.is_scratch}
+        assert seen == {
+            # what was shifted is computed again, and exact
+            number: replace(record, shift=None)
+            for number, record in self.holdings.contexts.items()
+        }
 
 
-def new_record(stream: int) -> dict[str, Any]:
-    empty: dict[str, Any] = {"tokens": [], "turns": [], "starts": [], "reply_start": None}
-    return {"stream": stream, "window": ["error"], "forgot": [0], "shift": ["", 0], **empty}
-
-
-def record_of(held: Context) -> dict[str, Any]:
-    return {
-        "stream": held.stream,
-        "window": [held.window.value],
-        "forgot": [held.num_forgotten],
-        "shift": [held.shift_salt, held.shifted_from],
-        "tokens": held.tokens,
-        "turns": [[turn.role, turn.content] for turn in held.messages],
-        "starts": held.starts,
-        "reply_start": held.reply_start,
-    }
+def held(context: Context) -> HeldContext:
+    """A context as plain values."""
+    return HeldContext(
+        stream=context.stream,
+        tokens=context.tokens.copy(),
+        turns=context.messages.copy(),
+        reply_start=context.reply_start,
+        window=context.window,
+        starts=context.starts.copy(),
+        num_forgotten=context.num_forgotten,
+    )
 
 
 @asynccontextmanager
-async def booted(core: ScriptedCore | None = None, **options: Any) -> AsyncIterator[Runtime]:
-    modules = (context, llm, process, io)
+async def booted(
+    core: ScriptedCore | None = None, *, cache: Path | None = None, **options: Any
+) -> AsyncIterator[Runtime]:
+    modules = (context, llm, process, io, memory)
     archives: dict[Pid, ListArchive] = {}
+
+    def archive_of(owner: Process) -> ListArchive:
+        return archives.setdefault(owner.pid, ListArchive())
+
     runtime = Runtime(
         core or ScriptedCore(context_length=WINDOW, num_pages=200),
         TOKENIZER,
         syscalls=SyscallTable(entry for module in modules for entry in module.SYSCALLS),
         programs={}.__getitem__,
-        cache_folder=Path(gettempdir()),
+        cache_folder=cache or Path(gettempdir(), "cache"),
         options=KernelOptions(step_tokens=32),
-        **({"archives": lambda pid: archives.setdefault(pid, ListArchive())} | options),
+        **({"archives": archive_of} | options),
     )
     with anyio.fail_after(60):
         async with runtime:

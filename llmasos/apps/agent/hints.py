@@ -20,7 +20,8 @@ class Hint:
     description: str
     examples: tuple[str, ...]
     covered_by: str = ""
-    """A tool that does the same more simply: where that one is offered, this one is not."""
+    """A tool that does the same more simply, or whose requests a small model takes for this one's:
+    where that one is offered, this one is not."""
     verbs: str = ""
     """For tools that change something: a request must have one of these words, or it does not ask for
     it. Being likely is not enough to write over somebody's file."""
@@ -125,6 +126,58 @@ HINTS: Mapping[str, Hint] = {
             "Search my documents for the word invoice",
             "Find files that talk about the school",
         ),
+    ),
+    "fs.history": Hint(
+        "List the earlier versions of a file.",
+        ("Show the history of plan.md", "Which earlier versions of notes.txt are there?"),
+        covered_by="fs.list",
+    ),
+    "fs.restore": Hint(
+        "Bring back an earlier version of a file.",
+        ("Restore plan.md", "Bring back the old version of notes.txt", "Undo the change to a.txt"),
+        covered_by="fs.write",
+        verbs="restore bring undo revert recover",
+    ),
+    "memory.remember": Hint(
+        "Remember a fact for later.",
+        (
+            "Remember that the spare key is under the pot",
+            "Keep in mind that I am allergic to nuts",
+            "Memorise that my dentist is called Ruiz",
+        ),
+        verbs="remember memorise memorize keep",
+    ),
+    "memory.recall": Hint(
+        "Find what was remembered about something.",
+        ("What did I tell you to remember about the key?", "Do you remember my dentist's name?"),
+        covered_by="search",
+    ),
+    "memory.list": Hint(
+        "List what is remembered.", ("List your memories",), covered_by="memory.remember"
+    ),
+    "memory.forget": Hint(
+        "Forget one memory for good.",
+        ("Forget memory 3",),
+        covered_by="memory.remember",
+        verbs="forget",
+    ),
+    "web.fetch": Hint(
+        "Read a web page.",
+        ("Fetch https://example.org/news", "Open the page www.example.com/prices"),
+        covered_by="search",
+        verbs="fetch http https www visit download",
+    ),
+    "exec.python": Hint(
+        "Run a Python program.",
+        ("Run this Python program: print(3)",),
+        covered_by="calc",
+        verbs="run execute python",
+    ),
+    "exec.shell": Hint(
+        "Run shell commands.",
+        ("Run the command uname -a",),
+        covered_by="calc",
+        verbs="run execute command",
     ),
     "calc": Hint(
         "Calculate with numbers.",

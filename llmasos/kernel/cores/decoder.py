@@ -9,7 +9,7 @@ import torch
 
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
 
-NUMERICS = 1
+NUMERICS = 2
 """Raised by whoever changes what any decoder's arithmetic gives, so that no stored K/V and no
 remembered self-check outlives the change."""
 
@@ -32,14 +32,16 @@ class DecoderShape:
 
 
 class Decoder(Protocol):
-    """A causal language model over pages. Implementations: `LlamaDecoder`, `ModulesDecoder`.
+    """A causal language model over pages.
 
-    Rows are tokens of a flat batch, whose sequences the plan tells apart. Both methods want two
-    rows or more: a single one takes other routines on the way and comes out with other bits.
+    Implementations: `NativeLlamaDecoder`, `LlamaDecoder`, `ModulesDecoder`. Rows are tokens of a
+    flat batch, whose sequences the plan tells apart.
     """
 
     path: str
     """For people: how the model runs, `fast llama` or `generic GPT2LMHeadModel`."""
+    min_rows: int
+    """What both methods want. 2: a single row takes other routines and comes out with other bits."""
     shape: DecoderShape
     dtype: torch.dtype
     device: torch.device

@@ -100,7 +100,7 @@ def _try(decoder: Decoder, kv: PagedKV) -> bool:
     sequences = _sequences(decoder, chance)
     alone = [_hidden(decoder, kv, [_whole(tokens, kv)]) for tokens in sequences]
     together: list[list[torch.Tensor]] = [[] for _ in (*sequences, _SCRATCH)]
-    for step in _schedule(sequences, kv, chance):
+    for step in _schedule(sequences, kv, chance, decoder.min_rows):
         rows = _hidden(decoder, kv, [piece for _, piece in step])
         parts = torch.split(rows, [len(piece.tokens) for _, piece in step])
         for (owner, _), part in zip(step, parts, strict=True):
@@ -123,9 +123,9 @@ def _whole(tokens: Sequence[int], kv: PagedKV) -> SequenceSlice:
 
 
 def _schedule(
-    sequences: Sequence[Sequence[int]], kv: PagedKV, chance: random.Random
+    sequences: Sequence[Sequence[int]], kv: PagedKV, chance: random.Random, min_rows: int
 ) -> Iterator[list[tuple[int, SequenceSlice]]]:
-    """Steps of (sequence, slice) until every sequence is through; never a lone row."""
+    """Steps of (sequence, slice) until every sequence is through; a lone row only if `min_rows` is 1."""
     free = [PageId(page) for page in range(kv.num_pages)]
     chance.shuffle(free)
     scratch = free.pop()
@@ -137,7 +137,7 @@ def _schedule(
             tokens = sequences[index][done[index] :][: chance.choice(_CHUNKS)]
             step.append((index, SequenceSlice(tokens, done[index], tables[index])))
             done[index] += len(tokens)
-        if sum(len(piece.tokens) for _, piece in step) == 1:
+        if sum(len(piece.tokens) for _, piece in step) < min_rows:
             step.append((_SCRATCH, SequenceSlice(step[0][1].tokens, 0, [scratch])))
         yield step
 
@@ -151,5 +151,5 @@ def _head_is_exact(decoder: Decoder, hidden: torch.Tensor) -> bool:
     rows = hidden[:64]
     logits = decoder.head(rows)
     return all(
-        torch.equal(decoder.head(rows[:size]), logits[:size]) for size in (2, 3, 16) if size < 64
+        torch.equal(decoder.head(rows[:size]), logits[:size]) for size in (decoder.min_rows, 3, 16)
     )

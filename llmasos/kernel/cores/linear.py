@@ -6,15 +6,19 @@ takes another routine with other rounding). The residual sum, the gate and its a
 inside the product, in fp32, on all of a row alike: torch's own elementwise kernels round a tensor's
 tail differently from its middle, so their bits move with the batch.
 
-Another storage of weights (int8 for small batches) is another class with these methods.
+The fast path does without where the C extension has products of its own (`native.products`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+from llmasos.kernel.cores.native import instruction_sets
+from llmasos.kernel.cores.native.products import NativeWeights, WeightMemory, can_multiply
 
 
 class Linear(Protocol):
@@ -122,6 +126,22 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         return PlainLinear(weight, bias)
     # oneDNN reads through raw pointers; a bias is small enough to own.
     return PackedLinear(weight.contiguous(), None if bias is None else bias.contiguous())
+
+
+def pack_product(
+    weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The best product alone. In fp32 it is the C extension's where there is one: oneDNN sums a row's
+    products one after another, and the error that grows with their number is the largest of a
+    forward pass; the extension sums them in short parts."""
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        for instruction_set in instruction_sets(torch.float32):
+            if can_multiply(instruction_set, torch.float32):
+                memory = WeightMemory(weight.numel() * 4)
+                return NativeWeights(
+                    instruction_set, weight, bias, memory=memory, dtype=torch.float32
+                ).product
+    return pack(weight, bias)
 
 
 def _can_pack(weight: torch.Tensor) -> bool:

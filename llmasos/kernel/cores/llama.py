@@ -41,19 +41,23 @@ class _Layer:
 class LlamaDecoder:
     """A model of the Llama family; implements `decoder.Decoder`."""
 
+    min_rows = 2
+
     def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> None:
         """Read and pack the weights; blocks. The checkpoint has no `obstacle`."""
         self._spec = spec = LlamaSpec.read(checkpoint)
         self.path = f"fast {spec.model_type}"
         self.dtype = dtype
         self.device = device
-        self.shape = _shape(spec)
+        self.shape = decoder_shape(spec)
         self._scale = spec.head_dim**-0.5
         frequencies = inverse_frequencies(checkpoint.config, spec.head_dim)
         self.frequencies = frequencies
         self._rope = RopeTable(frequencies, dtype=dtype, device=device)
-        weights = _Weights(checkpoint, dtype, device)
-        self._embedding = _table(checkpoint) if device.type == "cpu" else weights[EMBEDDING]
+        weights = Weights(checkpoint, dtype, device)
+        self._embedding = (
+            embedding_table(checkpoint) if device.type == "cpu" else weights[EMBEDDING]
+        )
         self._layers = tuple(
             _read_layer(spec, weights, index, window) for index, window in enumerate(spec.windows)
         )
@@ -101,7 +105,7 @@ class LlamaDecoder:
         return F.rms_norm(hidden, weight.shape, weight, self._spec.norm_eps)
 
 
-def _table(checkpoint: Checkpoint) -> torch.Tensor:
+def embedding_table(checkpoint: Checkpoint) -> torch.Tensor:
     """The embedding as it is in the file: to convert it would be to read all of it.
 
     A mapping of its own, because a mapping stays as long as one tensor does, and with it every page
@@ -110,7 +114,8 @@ def _table(checkpoint: Checkpoint) -> torch.Tensor:
     return Checkpoint(checkpoint.folder).tensor(EMBEDDING)
 
 
-def _shape(spec: LlamaSpec) -> DecoderShape:
+def decoder_shape(spec: LlamaSpec) -> DecoderShape:
+    """What a core must know of a spec."""
     num_layers = len(spec.windows)
     return DecoderShape(
         num_kv_heads=(spec.num_kv_heads,) * num_layers,
@@ -121,7 +126,7 @@ def _shape(spec: LlamaSpec) -> DecoderShape:
 
 
 @dataclass(frozen=True, slots=True)
-class _Weights:
+class Weights:
     """A checkpoint's tensors in the dtype and on the device they are wanted."""
 
     checkpoint: Checkpoint
@@ -132,7 +137,7 @@ class _Weights:
         return self.checkpoint.tensor(name).to(self.device, self.dtype)
 
 
-def _read_layer(spec: LlamaSpec, weights: _Weights, index: int, window: int | None) -> _Layer:
+def _read_layer(spec: LlamaSpec, weights: Weights, index: int, window: int | None) -> _Layer:
     prefix = f"{LAYERS}.{index}"
 
     def packed(*projections: str) -> Linear:
@@ -156,7 +161,7 @@ def _read_layer(spec: LlamaSpec, weights: _Weights, index: int, window: int | No
     )
 
 
-def _qk_norm(spec: LlamaSpec, weights: _Weights, prefix: str) -> torch.Tensor:
+def _qk_norm(spec: LlamaSpec, weights: Weights, prefix: str) -> torch.Tensor:
     """One norm weight for queries and keys, head by head, so that one product serves both."""
     q = weights[f"{prefix}.self_attn.q_norm.weight"].expand(spec.num_heads, -1)
     k = weights[f"{prefix}.self_attn.k_norm.weight"].expand(spec.num_kv_heads, -1)

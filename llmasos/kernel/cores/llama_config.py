@@ -161,6 +161,11 @@ class LlamaSpec:
             has_head=HEAD in checkpoint.names and not config.get("tie_word_embeddings"),
         )
 
+    @property
+    def has_odd_width(self) -> bool:
+        """Whether some product's input does not come in pairs."""
+        return any(width % 2 for width in (self.hidden_size, self.intermediate_size, self.head_dim))
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that the model has, and its shape."""
         hidden = self.hidden_size

@@ -90,16 +90,20 @@ def _corrupt(folder: Path, what: str) -> str:
     return f"The model in {folder} cannot be read: {what}; remove it and pull it again."
 
 
+INT8 = "int8"
+"""The setting for weights in int8; everything else is as with `auto`."""
+
+
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype that `auto`, `bf16` or `fp32` stands for here.
+    """The dtype that `auto`, `bf16`, `fp32` or `int8` stands for here.
 
     `auto` is bf16 where the processor multiplies it natively: elsewhere bf16 is emulated, slower
     than fp32 and no more precise. Raises ConfigError on any other word.
     """
     if wanted in DTYPES:
         return DTYPES[wanted]
-    if wanted != "auto":
-        raise ConfigError(f"There is no dtype {wanted!r}; use auto, {' or '.join(DTYPES)}.")
+    if wanted not in ("auto", INT8):
+        raise ConfigError(f"There is no dtype {wanted!r}; use auto, {', '.join(DTYPES)} or {INT8}.")
     return torch.bfloat16 if _has_native_bf16(device) else torch.float32
 
 

@@ -1,8 +1,9 @@
-"""How many pages a core may hold: a share of the memory that is free, or what the operator says."""
+"""How many pages a core may hold, a share of the free memory or what the operator says; and memory."""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 from pathlib import Path
 
 import psutil
@@ -86,3 +87,23 @@ def _reclaimable(level: Path) -> int:
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:,.1f} MiB"
+
+
+def host_memory(size: int) -> torch.Tensor:
+    """uint8 [size]: zeros in huge pages where the system has them, and free of cost until touched.
+
+    Raises ConfigError where so much cannot even be reserved.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows, whose anonymous maps are lazy as they are
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    # Private: to Linux a shared anonymous map is shared memory, with rules of its own.
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise ConfigError(
+            f"{size / 2**30:.1f} GiB of memory cannot be reserved; ask for less K/V memory"
+        ) from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel built without huge pages says EINVAL
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -100,6 +100,8 @@ def paged_attention(
 class ModulesDecoder:
     """A transformers model; implements `decoder.Decoder`."""
 
+    min_rows = 2
+
     def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> None:
         """Load, probe and pack; blocks. Raises ConfigError on a model that cannot run over pages."""
         _refuse_by_config(checkpoint)
@@ -291,7 +293,7 @@ class _PackedModule(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._product = linear.pack(weight, bias)
+        self._product = linear.pack_product(weight, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As `nn.Linear`; a single row runs as two (`linear` says why)."""

@@ -8,17 +8,16 @@ Which pages hold what is the kernel's business; nothing here allocates, shares o
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from llmasos.kernel.core import PageId
 from llmasos.kernel.cores.attention_plan import AttentionPlan
+from llmasos.kernel.cores.memory import host_memory
 from llmasos.kernel.cores.native import (
     NativeAttention,
     bytes_per_page,
@@ -90,7 +89,7 @@ class PagedKV:
         self.shapes = self._shapes = tuple(
             zip(_per_layer(num_kv_heads, num_layers), _per_layer(head_dim, num_layers), strict=True)
         )
-        path = _choose_path(self.device, dtype, page_size, native, instruction_set)
+        path = choose_path(self.device, dtype, page_size, native, instruction_set)
         if path == TORCH:
             elements = sum(2 * heads * dim for heads, dim in self._shapes) * page_size
             self.bytes_per_page = elements * dtype.itemsize
@@ -106,6 +105,13 @@ class PagedKV:
             )
         self.backend = self._attention.name
         self.exact = self._attention.exact
+
+    @property
+    def native_pool(self) -> Any:
+        """The native kernel's own name of these pages, for a decoder that calls it itself."""
+        if not isinstance(self._attention, NativeAttention):
+            raise KernelBug("a native decoder was given pages of another attention")
+        return self._attention.pool
 
     def attend(
         self,
@@ -140,12 +146,23 @@ class PagedKV:
         plan: AttentionPlan,
         sliding_window: int | None,
     ) -> None:
-        """What C would read blindly. The plan proved its own tables sound when it was made."""
+        """What C would read blindly."""
+        self.check_plan(plan)
+        self._check_rows(layer, q, k, v, plan)
+        if sliding_window is not None and sliding_window < 1:
+            raise KernelBug(f"a sliding window of {sliding_window} sees nothing")
+
+    def check_plan(self, plan: AttentionPlan) -> None:
+        """That a plan is for these pages; its own tables it proved sound when it was made."""
         if plan.page_size != self.page_size or plan.max_page_id >= self.num_pages:
             raise KernelBug(
                 f"a plan of page {plan.max_page_id} and page size {plan.page_size} is not for "
                 f"{self.num_pages} pages of {self.page_size}"
             )
+
+    def _check_rows(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan
+    ) -> None:
         if not 0 <= layer < len(self._shapes):
             raise KernelBug(f"the core has no layer {layer}")
         heads, dim = self._shapes[layer]
@@ -161,8 +178,6 @@ class PagedKV:
             raise KernelBug(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, not {self.dtype}")
         if not q.is_cpu == k.is_cpu == v.is_cpu == (self.device.type == "cpu"):
             raise KernelBug(f"q, k, v are not all on {self.device}")
-        if sliding_window is not None and sliding_window < 1:
-            raise KernelBug(f"a sliding window of {sliding_window} sees nothing")
 
     def copy_pages(self, pairs: Sequence[tuple[PageId, PageId]]) -> None:
         """Copy whole pages, all layers, (source, destination) in the given order."""
@@ -202,12 +217,12 @@ def _per_layer(value: int | Sequence[int], num_layers: int) -> Sequence[int]:
     return [value] * num_layers if isinstance(value, int) else value
 
 
-def _choose_path(
+def choose_path(
     device: torch.device,
     dtype: torch.dtype,
     page_size: int,
-    native: bool | None,
-    instruction_set: str | None,
+    native: bool | None = None,
+    instruction_set: str | None = None,
 ) -> str:
     """`torch` or the instruction set to use. Raises ConfigError where a demand cannot be met."""
     forced = instruction_set or os.environ.get(INSTRUCTION_SET_VARIABLE) or None
@@ -231,17 +246,4 @@ def _page_memory(num_pages: int, bytes_per_page: int, device: torch.device) -> t
     """uint8 [num_pages, bytes_per_page]. In host memory: zeros, and free of cost until touched."""
     if device.type != "cpu":
         return torch.empty(num_pages, bytes_per_page, dtype=torch.uint8, device=device)
-    size = num_pages * bytes_per_page
-    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows, whose anonymous maps are lazy as they are
-        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(num_pages, -1)
-    # Private: to Linux a shared anonymous map is shared memory, with rules of its own.
-    try:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise ConfigError(
-            f"{size / 2**30:.1f} GiB for K/V cannot be reserved; ask for less K/V memory"
-        ) from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel built without huge pages says EINVAL
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8).view(num_pages, -1)
+    return host_memory(num_pages * bytes_per_page).view(num_pages, -1)

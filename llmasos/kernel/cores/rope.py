@@ -81,9 +81,13 @@ class RopeTable:
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines [N, 1, head_dim], the sines of the first half negated."""
-        self._reach(int(positions.max()) + 1)
-        cos, sin = self._rows[positions].unbind(1)
+        cos, sin = self.rows(positions).unbind(1)
         return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def rows(self, positions: torch.Tensor) -> torch.Tensor:
+        """The same as one contiguous [N, 2, head_dim]."""
+        self._reach(int(positions.max()) + 1)
+        return self._rows[positions]
 
     def _reach(self, num_positions: int) -> None:
         have = len(self._rows)

@@ -11,6 +11,7 @@ It knows how both attention backends lay a page out; see `native/attention.h` an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -39,9 +40,9 @@ def shift_pages(kv: PagedKV, frequencies: torch.Tensor, shift: KVShift) -> None:
     targets = _positions([(run.target, run.count) for run in shift.runs])
     read = _Slots(shift.source_ids, sources, kv.page_size)
     written = _Slots(shift.target_ids, targets, kv.page_size)
-    for layer in _layers(kv):
-        keys, values = layer.read(read)
-        layer.write(written, rotate(keys.float(), cos, sin).to(kv.dtype), values)
+    for layers in _all_layers(kv):
+        keys, values = layers.read(read)
+        layers.write(written, rotate(keys.float(), cos, sin).to(kv.dtype), values)
 
 
 def _positions(runs: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -56,29 +57,31 @@ class _Slots:
         self.slots = positions % page_size
 
 
-class _Layer(Protocol):
-    """One layer's K/V in all pages: [N, heads, head_dim] each, for N slots."""
+class _Layers(Protocol):
+    """Some layers' K/V in all pages: [N, heads of all of them, head_dim] each, for N slots."""
 
     def read(self, at: _Slots) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     def write(self, at: _Slots, keys: torch.Tensor, values: torch.Tensor) -> None: ...
 
 
-class _TorchLayer:
-    """[pages, 2 (K, V), heads, page_size, head_dim]."""
+class _TorchLayers:
+    """[pages, layers, 2 (K, V), heads, page_size, head_dim]."""
 
     def __init__(self, cache: torch.Tensor) -> None:
         self._cache = cache
 
     def read(self, at: _Slots) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._cache[at.pages, 0, :, at.slots], self._cache[at.pages, 1, :, at.slots]
+        keys, values = (self._cache[at.pages, :, part, :, at.slots] for part in (0, 1))
+        return keys.flatten(1, 2), values.flatten(1, 2)
 
     def write(self, at: _Slots, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self._cache[at.pages, 0, :, at.slots] = keys
-        self._cache[at.pages, 1, :, at.slots] = values
+        for part, content in enumerate((keys, values)):
+            each = content.view(len(content), self._cache.shape[1], -1, content.shape[2])
+            self._cache[at.pages, :, part, :, at.slots] = each
 
 
-class _NativeLayer:
+class _NativeLayers:
     """Keys [pages, heads, blocks of 16, steps, 16, elements of a word], values [pages, heads, steps,
     padded head_dim, elements of a word]."""
 
@@ -107,31 +110,37 @@ class _NativeLayer:
         return at.pages, slice(None), at.slots // word, slice(None), at.slots % word
 
 
-def _layers(kv: PagedKV) -> Iterator[_Layer]:
+def _all_layers(kv: PagedKV) -> Iterator[_Layers]:
+    """Neighbouring layers of one shape together: they lie in a page like one with more heads."""
     memory = kv.memory.view(kv.dtype)
-    if kv.backend == TORCH:
-        sizes = [2 * heads * kv.page_size * dim for heads, dim in kv.shapes]
-        for part, (heads, dim) in zip(torch.split(memory, sizes, 1), kv.shapes, strict=True):
-            yield _TorchLayer(part.view(-1, 2, heads, kv.page_size, dim))
-        return
     offset = 0
-    for heads, dim in kv.shapes:
-        size = heads * _native_head_elements(kv, dim)
-        yield _native_layer(kv, memory[:, offset : offset + size], heads, dim)
+    for (heads, dim), group in groupby(kv.shapes):
+        num_layers = len(list(group))
+        if kv.backend == TORCH:
+            size = num_layers * 2 * heads * kv.page_size * dim
+            part = memory[:, offset : offset + size]
+            yield _TorchLayers(part.view(-1, num_layers, 2, heads, kv.page_size, dim))
+        else:
+            size = num_layers * heads * _native_head_elements(kv, dim)
+            yield _native_layers(kv, memory[:, offset : offset + size], num_layers * heads, dim)
         offset += size
 
 
-def _native_layer(kv: PagedKV, part: torch.Tensor, heads: int, head_dim: int) -> _NativeLayer:
-    word = 4 // kv.dtype.itemsize
-    steps, words = -(-head_dim // word), -(-head_dim // LANE_KEYS) * LANE_KEYS
+def _native_layers(kv: PagedKV, part: torch.Tensor, heads: int, head_dim: int) -> _NativeLayers:
+    word, steps, words = _native_sizes(kv, head_dim)
     each = part.view(len(part), heads, -1)
     num_keys = kv.page_size * steps * word
     keys = each[:, :, :num_keys].view(len(part), heads, -1, steps, LANE_KEYS, word)
     values = each[:, :, num_keys:].view(len(part), heads, -1, words, word)
-    return _NativeLayer(keys, values, head_dim)
+    return _NativeLayers(keys, values, head_dim)
 
 
 def _native_head_elements(kv: PagedKV, head_dim: int) -> int:
-    word = 4 // kv.dtype.itemsize
-    steps, words = -(-head_dim // word), -(-head_dim // LANE_KEYS) * LANE_KEYS
+    word, steps, words = _native_sizes(kv, head_dim)
     return kv.page_size * (steps * word + words)
+
+
+def _native_sizes(kv: PagedKV, head_dim: int) -> tuple[int, int, int]:
+    """Elements of a word, words of a key, words of a step of values."""
+    word = 4 // kv.dtype.itemsize
+    return word, -(-head_dim // word), -(-head_dim // LANE_KEYS) * LANE_KEYS

@@ -1,8 +1,8 @@
 """`TorchCore`: a local model on torch, behind the `Core` protocol.
 
 It lays a plan out flat, runs the decoder, makes logits only for rows that need them, and draws.
-A step of a single row runs as two, the second a token of no sequence on a page of the core's own:
-single rows take other routines with other rounding, and law 6 would not hold.
+Where torch computes, a step of a single row runs as two, the second a token of no sequence on a page
+of the core's own: single rows take other routines with other rounding, and law 6 would not hold.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from llmasos.kernel.core import (
 from llmasos.kernel.cores.decoder import Decoder, paged_kv_for
 from llmasos.kernel.cores.exactness import is_exact, numerics_key
 from llmasos.kernel.cores.llama import LlamaDecoder
-from llmasos.kernel.cores.llama_config import obstacle_to
-from llmasos.kernel.cores.load import DTYPES, Checkpoint, choose_dtype
+from llmasos.kernel.cores.llama_config import LlamaSpec, obstacle_to
+from llmasos.kernel.cores.llama_native import NativeLlamaDecoder
+from llmasos.kernel.cores.load import DTYPES, INT8, Checkpoint, choose_dtype
 from llmasos.kernel.cores.memory import num_pages_within
-from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
+from llmasos.kernel.cores.native.products import can_multiply
+from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV, choose_path
 from llmasos.kernel.cores.rotate import RotaryDecoder, shift_pages
 from llmasos.kernel.cores.sample import draw, target_logprobs
 from llmasos.kernel.errors import ConfigError, KernelBug
@@ -79,7 +81,8 @@ class TorchCore:
         """Read a model folder into a core; blocks while weights are read, packed and tried.
 
         `kv_memory_bytes` None gives pages `memory.KV_SHARE` of the memory free after the weights.
-        `dtype` is `auto` (bf16 where it is native), `bf16` or `fp32`. `path` is `fast` (Llama
+        `dtype` is `auto` (bf16 where it is native), `bf16`, `fp32`, or `int8` (`auto` with weights in
+        int8, on the fast path's native half only). `path` is `fast` (Llama
         family, without transformers), `generic` (transformers' own modules) or the first that fits.
         `max_context` shortens the model's window; it cannot lengthen it. `cache_path` is a file
         that remembers self-checks between boots.
@@ -91,7 +94,7 @@ class TorchCore:
         num_threads = threads or torch.get_num_threads()
         target = _device(device)
         with _engine_mode(num_threads):
-            decoder = _read(Checkpoint(model_folder), path, choose_dtype(dtype, target), target)
+            decoder = _read(Checkpoint(model_folder), path, dtype, target, page_size)
             kv = _pages(decoder, kv_memory_bytes, page_size, num_threads)
             key = numerics_key(decoder, kv.backend)
             exact = is_exact(
@@ -190,7 +193,7 @@ class TorchCore:
         decoder, kv = self._parts
         for piece in slices:
             self._check(piece)
-        if sum(len(piece.tokens) for piece in slices) == 1:
+        if sum(len(piece.tokens) for piece in slices) < decoder.min_rows:
             scratch = PageId(self._info.num_pages)
             slices = (*slices, SequenceSlice(slices[0].tokens, 0, (scratch,)))
         plan = AttentionPlan.from_slices(slices, self._info.page_size, device=kv.device)
@@ -249,9 +252,10 @@ class TorchCore:
         return [tuple(next(each) for _ in piece.targets) for piece in slices]
 
     def _logits(self, hidden: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """[len(rows), vocab_size]; a single row is computed as two, like everything."""
+        """[len(rows), vocab_size]; a single row is computed as two where the decoder wants that."""
         decoder, _ = self._parts
-        index = torch.tensor([*rows, rows[0]] if len(rows) == 1 else rows, device=hidden.device)
+        padding = rows[:1] if len(rows) < decoder.min_rows else ()
+        index = torch.tensor([*rows, *padding], device=hidden.device)
         return decoder.head(hidden[index])[: len(rows)]
 
     def _batches(self, wanted: Sequence[_Wanted]) -> Iterator[Sequence[_Wanted]]:
@@ -303,16 +307,41 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _read(checkpoint: Checkpoint, path: str, dtype: torch.dtype, device: torch.device) -> Decoder:
+def _read(
+    checkpoint: Checkpoint, path: str, dtype_name: str, device: torch.device, page_size: int
+) -> Decoder:
     """The decoder of the path asked for, or of the first that can run the model."""
+    dtype = choose_dtype(dtype_name, device)
+    int8 = dtype_name == INT8
     obstacle = None if path == "generic" else obstacle_to(checkpoint)
-    if path != "generic" and obstacle is None:
-        return LlamaDecoder(checkpoint, dtype=dtype, device=device)
-    if path == "fast":
+    if path == "fast" and obstacle:
         raise ConfigError(f"The fast path cannot run this model: {obstacle}; use path generic.")
+    if path != "generic" and obstacle is None:
+        return _fast(checkpoint, dtype, device, choose_path(device, dtype, page_size), int8=int8)
+    if int8:
+        raise ConfigError(f"Weights in int8 are not for this model ({obstacle or path}); use bf16.")
     from llmasos.kernel.cores.modules import ModulesDecoder  # imports transformers: seconds
 
     return ModulesDecoder(checkpoint, dtype=dtype, device=device)
+
+
+def _fast(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    instruction_set: str,
+    *,
+    int8: bool,
+) -> Decoder:
+    if can_multiply(instruction_set, dtype) and not LlamaSpec.read(checkpoint).has_odd_width:
+        return NativeLlamaDecoder(
+            checkpoint, dtype=dtype, instruction_set=instruction_set, int8=int8
+        )
+    if int8:
+        raise ConfigError(
+            "Weights in int8 need the C extension's products, missing here; use bf16."
+        )
+    return LlamaDecoder(checkpoint, dtype=dtype, device=device)
 
 
 def _pages(

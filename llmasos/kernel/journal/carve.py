@@ -129,6 +129,8 @@ def _value(payload: bytes, offset: int, kind: int) -> tuple[Any, int]:
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    if data[offset] < 0x80:
+        return data[offset], offset + 1
     value = 0
     for place in range(offset, offset + 8):
         byte = data[place]

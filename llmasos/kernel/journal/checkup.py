@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from llmasos.kernel.journal.connect import PAGE_BYTES, connect_reader, has_wal
+from llmasos.kernel.journal.connect import PAGE_BYTES, connect_checkpointer, connect_reader, has_wal
 from llmasos.kernel.journal.schema import (
     COLUMNS,
     META_KEYS,
@@ -17,12 +18,15 @@ from llmasos.kernel.journal.schema import (
     meta_of,
     process_crc,
     refuse_newer,
+    tables_crc,
     version_of,
 )
 from llmasos.kernel.journal.wal import lost_frames
 
 _EMPTY_BYTES: Final = PAGE_BYTES
 """A file in which no transaction of ours was ever written back."""
+_UTF8: Final = 1
+_FRACTIONS: Final = bytes((0, 64, 32, 32))
 _INNOCENT: Final = (
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -48,8 +52,7 @@ _ENDS: Final = (
 )
 """One way from the root to a leaf of what grows with history."""
 _REACH: Final = (
-    "SELECT ifnull(sum(count), 0), ifnull(max(first + count), 0), count(body)"
-    " FROM entries WHERE pid = ?"
+    "SELECT ifnull(sum(count), 0), ifnull(max(first + count), 0) FROM entries WHERE pid = ?"
 )
 
 
@@ -64,18 +67,46 @@ def fault_of(path: Path, migrations: Sequence[Migration]) -> str | None:
     Raises `ConfigError` for a file of a newer version, `OSError` and `sqlite3.Error` where the trouble is
     not the file's.
     """
+    _roll_back(path)
     if path.stat().st_size == 0:
         return "it is empty, and its log is not" if has_wal(path) else None
     if suspicion_of(path).exists():
         return "damage was met while it was in use"
+    if not _is_headed(path):
+        return "its header is damaged"
     try:
         with closing(connect_reader(path)) as connection:
             connection.execute("BEGIN")
             return _fault(connection, path, migrations)
+    except UnicodeDecodeError:
+        return "it holds what is no text"
     except sqlite3.Error as error:
         if _is_innocent(error):
             raise
         return str(error)
+
+
+def _roll_back(path: Path) -> None:
+    """A file that was being made, or just made, when its kernel was killed has an old-style journal."""
+    if path.with_name(path.name + "-journal").exists():
+        with closing(connect_checkpointer(path)) as connection, suppress(sqlite3.DatabaseError):
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+
+
+def _is_headed(path: Path) -> bool:
+    """What is the same in the first bytes of every journal. SQLite believes some of them too readily."""
+    with open(path, "rb") as file:
+        header = file.read(100).ljust(100, b"\0")
+    page_bytes, *versions = struct.unpack_from(">H2B", header, 16)
+    (encoding,) = struct.unpack_from(">I", header, 56)
+    is_empty = path.stat().st_size <= _EMPTY_BYTES
+    return (
+        header.startswith(b"SQLite format 3\0")
+        and page_bytes == PAGE_BYTES
+        and set(versions) <= {1, 2}
+        and header[20:24] == _FRACTIONS
+        and (is_empty or (encoding == _UTF8 and header[52:56] != bytes(4) != header[64:68]))
+    )
 
 
 def _fault(
@@ -90,6 +121,8 @@ def _fault(
         return "its log is damaged"
     if meta.get("version") != version or any(key not in meta for key in META_KEYS):
         return "its own values are damaged"
+    if meta["tables"] != tables_crc(connection):
+        return "its tables' definitions are damaged"
     for query in _ENDS:
         connection.execute(query).fetchone()
     for pid in connection.execute(_UNFINISHED).fetchall():
@@ -122,7 +155,7 @@ def _is_sound(connection: sqlite3.Connection, pid: int) -> bool:
     live = connection.execute("SELECT num_events, crc FROM live WHERE pid = ?", (pid,)).fetchone()
     if values is None or values[6] is not None or live is None or live[1] != live_crc(pid, live[0]):
         return False
-    num_events, reach, _ = connection.execute(_REACH, (pid,)).fetchone()
+    num_events, reach = connection.execute(_REACH, (pid,)).fetchone()
     return bool(values[11]) or num_events == reach == live[0]
 
 

@@ -51,6 +51,13 @@ SCHEMA = 1
 
 GIVEN = frozenset({"tok", "done", "fail"})
 """Kinds of events that are given to the app."""
+CONTEXTUAL = frozenset(
+    {
+        "open", "fork", "copy", "numbers", "append", "cut", "say", "window", "starts", "forgot",
+        "shift", "close",
+    }
+)  # fmt: skip
+"""Kinds of events that change a context."""
 
 
 def encode_event(event: Event) -> bytes:

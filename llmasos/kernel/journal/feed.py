@@ -11,6 +11,7 @@ what they were, or it draws on something that is no syscall. It is held there, a
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,15 +20,28 @@ from typing import Any
 
 from llmasos.kernel.abi import Chunk
 from llmasos.kernel.delivery import Deliveries
-from llmasos.kernel.errors import error_of
+from llmasos.kernel.errors import SyscallError, error_of
 from llmasos.kernel.journal.events import Event, plain, same
-from llmasos.kernel.journal.history import History, chunk_of
+from llmasos.kernel.journal.history import History, OpenCall, chunk_of
 from llmasos.kernel.journal.holdings import Action
 from llmasos.kernel.strands import CallId
 
 MAX_SHOWN = 300
 Decode = Callable[[str, Any], Any]
 """A syscall's result, of its proper type, from the syscall's name and JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the record has for a call."""
+
+    is_recorded: bool = False
+    """`result` is the call's; otherwise it is to be done now."""
+    result: Any = None
+    under_way: OpenCall | None = None
+    """The call had begun, and counts as one that the app waits for."""
+    given: int = 0
+    """Of a call that is not recorded: things that the app had been given when it asked."""
 
 
 @dataclass(slots=True)
@@ -65,10 +79,13 @@ class Feed:
         """Those that the app has still to do again."""
         self._order = deque(self._actions)
         """Their keys in order; those that were done again are taken out when they come to the front."""
+        self._gates = [(action.given, _key(action)) for action in history.actions]
+        heapq.heapify(self._gates)
         self._is_answered = {event[1] for event in history.given if event[0] != "tok"}
         self._open_calls = dict(history.open_calls)
         self._waiting: dict[CallId, _Waiting] = {}
         self._caught_up = asyncio.Event()
+        self._performed = asyncio.Event()
         self._num_left = len(history.given)
         self.has_diverged = False
         deliveries.may_give = self._may_give
@@ -97,22 +114,25 @@ class Feed:
         name: str,
         args: Mapping[str, Any],
         on_chunk: Callable[[Chunk], None] | None,
-    ) -> tuple[bool, Any]:
-        """`(True, result)` of a recorded call, or its error raised; `(False, open call)` of one that was
-        under way, and counts as one that the app waits for; `(False, None)` of one that is not recorded."""
+    ) -> Answer:
+        """What the record has for a call that the app makes; raises its error where it has that.
+
+        One that is not recorded waits until the app has done all that is: it might have diverged.
+        """
         action = self._actions.get((call, False))
         if action is None:
-            await self._caught_up.wait()
-            return False, None
+            given = self._deliveries.num_given
+            await self._all_performed()
+            return Answer(given=given)
         if action.name != name or not same(action.args, plain(dict(args))):
             await self._halt(_two_sides(action, name, args))
         self._perform(action)
         if call in self._is_answered or (call, True) in self._actions:
-            return True, await self._recorded(call, name, on_chunk)
+            return Answer(is_recorded=True, result=await self._recorded(call, name, on_chunk))
         self._waiting[call] = _Waiting(name, on_chunk, None)
         self._deliveries.num_calls += 1
         self._deliveries.poke()
-        return False, self._open_calls.pop(call)
+        return Answer(under_way=self._open_calls.pop(call))
 
     async def ended(self) -> None:
         """The app has come to its end: that must be all that is recorded."""
@@ -121,6 +141,14 @@ class Feed:
             await self._halt(f"recorded: it {verb} {_shown(action)}; now: it ended there.")
 
     # --- within
+
+    async def _all_performed(self) -> None:
+        if self._actions:
+            self._deliveries.num_calls += 1
+            try:
+                await self._performed.wait()
+            finally:
+                self._deliveries.num_calls -= 1
 
     async def _recorded(
         self, call: CallId, name: str, on_chunk: Callable[[Chunk], None] | None
@@ -150,8 +178,10 @@ class Feed:
         self._look()
 
     def _may_give(self) -> bool:
-        action = self.next_action
-        return action is None or self._deliveries.num_given < action.given
+        """Whether all that the app did before the next thing came has been done again."""
+        while self._gates and self._gates[0][1] not in self._actions:
+            heapq.heappop(self._gates)
+        return not self._gates or self._deliveries.num_given < self._gates[0][0]
 
     def _give(self, event: Event) -> None:
         self._num_left -= 1
@@ -172,10 +202,18 @@ class Feed:
             return
         if event[0] == "fail":
             waiting.answer.set_exception(error_of(event[2], event[3]))
+            return
+        try:
+            result = self._decode(waiting.name, event[2])
+        except (ValueError, SyscallError):
+            self.has_diverged = True
+            self._diverge(f"what is recorded for call {event[1]} is no result of {waiting.name}.")
         else:
-            waiting.answer.set_result(self._decode(waiting.name, event[2]))
+            waiting.answer.set_result(result)
 
     def _look(self) -> None:
+        if not self._actions:
+            self._performed.set()
         if self.is_over:
             self._caught_up.set()
 

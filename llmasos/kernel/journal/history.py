@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmasos.kernel.abi import Chunk, Pid, TokenLogprob
+from llmasos.kernel.abi import Chunk, ExitStatus, Pid, Signal, TokenLogprob
 from llmasos.kernel.errors import JournalDamaged
 from llmasos.kernel.journal.events import GIVEN, SCHEMA, Event
 from llmasos.kernel.journal.holdings import Action, Holdings
@@ -58,6 +58,14 @@ class History:
         """What it was started with."""
         started: Mapping[str, Any] = self.events[0][1]
         return started
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """How it ended; None where it had not."""
+        if self.exit is None:
+            return None
+        _, code, message, signal = self.exit
+        return ExitStatus(code, message, None if signal is None else Signal(signal))
 
     @property
     def ran_s(self) -> float:

@@ -16,6 +16,7 @@ from llmasos.kernel.strands import CallId
 
 OUTPUT_CALL = "io.write"
 INPUT_CALL = "io.read_line"
+GENERATE_CALL = "llm.generate"
 ENDING_SIGNALS = frozenset({Signal.TERM, Signal.KILL})
 
 
@@ -170,6 +171,14 @@ class Holdings:
             self.output.append(action.args["text"])
         elif action.name == INPUT_CALL and result is not None and self.input:
             self.input.popleft()
+        elif action.name == GENERATE_CALL:
+            self._settle(action, result)
+
+    def _settle(self, action: Action, result: Mapping[str, Any]) -> None:
+        """A stop string was drawn, and is not kept: the result says which tokens are."""
+        context = self.contexts.get(ContextId(action.args["context"]))
+        if context is not None:
+            context.tokens[result["tokens_prompt"] :] = result["token_ids"]
 
     # --- the rest of its life
 

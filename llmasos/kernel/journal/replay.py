@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from llmasos.kernel.abi import Chunk, ExitStatus, Pid, Signal
+from llmasos.kernel.abi import Chunk, ExitStatus, Pid
 from llmasos.kernel.delivery import SETTLING_TURNS, Deliveries
 from llmasos.kernel.endings import is_own, run_program
 from llmasos.kernel.journal.events import Event
@@ -21,7 +21,7 @@ from llmasos.kernel.journal.feed import Decode, Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import OUTPUT_CALL
 from llmasos.kernel.program import Program
-from llmasos.kernel.strands import begin_strands, next_call
+from llmasos.kernel.strands import CallId, begin_strands, next_call
 
 PATIENCE_S = 10.0
 """How long an app that has been given everything may take to end as it had ended."""
@@ -54,19 +54,20 @@ class Replay:
         """Hold and poke them to go step by step."""
         self._history = history
         self._program = program
+        self._on_given = on_given
+        self._texts: dict[CallId, str] = {}
+        """What calls that are under way print."""
         self._output: list[str] = []
         self._over = anyio.Event()
         self._problem = ""
         self._exit: ExitStatus | None = None
-        self._texts = {a.call: a.args["text"] for a in history.actions if a.name == OUTPUT_CALL}
-        self._on_given = on_given
         self._feed = Feed(
             history,
             self.deliveries,
             decode=decode,
             diverge=self._diverge,
             give_up=lambda _: None,
-            on_given=self._given,
+            on_given=self._take,
         )
 
     async def run(self) -> Replayed:
@@ -76,8 +77,8 @@ class Replay:
             group.start_soon(self._come_to_the_end)
             await self._over.wait()
             group.cancel_scope.cancel()
-        recorded = _recorded_exit(self._history)
-        if self._exit is None and recorded is not None and not is_own(recorded):
+        recorded = self._history.status
+        if recorded is None or (self._exit is None and not is_own(recorded)):
             self._exit = recorded
         output = "".join(self._output)
         if not self._problem and output != "".join(self._history.holdings.output):
@@ -91,13 +92,14 @@ class Replay:
         port = _ReplayPort(self._history.pid, self)
         status = await run_program(self._program, port, self._history.spawn["params"])
         await self._feed.ended()
+        await self._feed.caught_up()  # with what came for calls that it had given up
         self._exit = status
         self._over.set()
 
     async def _come_to_the_end(self) -> None:
         """End the replay where the record ends: at once, unless the app has still to end by itself."""
         await self._feed.caught_up()
-        recorded = _recorded_exit(self._history)
+        recorded = self._history.status
         if recorded is not None and is_own(recorded):
             await anyio.sleep(PATIENCE_S)
         for _ in range(4 * SETTLING_TURNS):
@@ -108,15 +110,18 @@ class Replay:
         self, name: str, args: Mapping[str, Any], on_chunk: Callable[[Chunk], None] | None
     ) -> Any:
         """Answer one call of the app from the record."""
-        is_recorded, answer = await self._feed.answer(next_call(), name, args, on_chunk)
-        if not is_recorded:  # it was under way, or not begun, where the record ends
+        call = next_call()
+        if name == OUTPUT_CALL:
+            self._texts[call] = args["text"]
+        answer = await self._feed.answer(call, name, args, on_chunk)
+        if not answer.is_recorded:  # it was under way, or not begun, where the record ends
             await anyio.sleep_forever()
-        return answer
+        return answer.result
 
-    def _given(self, event: Event) -> None:
-        """Also what the app gave up printing may have been printed by then."""
+    def _take(self, event: Event) -> None:
+        """What a call prints is out once the call is done, also where the app then had given it up."""
         if event[0] == "done" and event[1] in self._texts:
-            self._output.append(self._texts[event[1]])
+            self._output.append(self._texts.pop(event[1]))
         self._on_given(event)
 
     def _diverge(self, problem: str) -> None:
@@ -138,10 +143,3 @@ class _ReplayPort:
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Any:
         return await self.replay.syscall(name, args, on_chunk)
-
-
-def _recorded_exit(history: History) -> ExitStatus | None:
-    if history.exit is None:
-        return None
-    _, code, message, signal = history.exit
-    return ExitStatus(code, message, None if signal is None else Signal(signal))

@@ -48,12 +48,13 @@ def salvage(path: Path, fault: str, now: float) -> str:
     Time grows with the file. Raises `OSError`, `sqlite3.Error`; the damaged file then is where it was.
     """
     fresh, complete = (path.with_name(path.name + end) for end in (".salvaging", _COMPLETE))
-    for file in (fresh, complete):
+    for file in (fresh, complete, *(fresh.with_name(fresh.name + end) for end in _BESIDE)):
         file.unlink(missing_ok=True)
     create_private(fresh)
     with closing(connect_builder(fresh)) as connection:
         migrate(connection, MIGRATIONS)
         num_damaged = _Rebuild(connection, now).run(carve(path))
+        connection.execute("PRAGMA journal_mode = WAL")
     _sync(fresh)
     fresh.rename(complete)
     _sync(path.parent)
@@ -80,6 +81,7 @@ def finish(path: Path) -> None:
 
 
 _COMPLETE: Final = ".salvaged"
+_BESIDE: Final = ("-journal", "-wal", "-shm")
 
 
 class _Rebuild:
@@ -157,7 +159,8 @@ class _Rebuild:
         row = row_in(self._connection, pid)
         archived, reach = self._archived(pid), self._reach(pid)
         if archived and row.ended_at is None:
-            row = replace(row, ended_at=self._now, reaped=True, num_events=max(archived, reach))
+            row = replace(row, num_events=max(archived, reach), is_damaged=True)
+            row = replace(row, ended_at=self._now, reaped=True)  # only who has ended is archived
         if row.ended_at is None:
             return self._settle_live(row, reach)
         whole = archived if archived == row.num_events else max(archived, self._whole(pid))

@@ -1,6 +1,6 @@
 """The tables of `journal.db`, their versions, and the checksum that every row carries.
 
-    meta        home_id, next_pid, num_finished, version
+    meta        home_id, next_pid, num_finished, version, a checksum of the tables' definitions
     processes   one row a process; `num_events` is 0 until it has ended
     live        how many events each unfinished process has: a few pages, written with every batch
     entries     events as they were written, of unfinished and of lately finished processes
@@ -29,8 +29,9 @@ Migration = Callable[[sqlite3.Connection], None]
 
 PART_BITS: Final = 20
 MAX_PARTS: Final = 1 << PART_BITS
-META_KEYS: Final = ("home_id", "next_pid", "num_finished", "version")
+META_KEYS: Final = ("home_id", "next_pid", "num_finished", "tables", "version")
 """`meta` and these keys are in every version of the file, later ones included."""
+_canonical: Final = json.JSONEncoder(separators=(",", ":"), default=repr).encode
 _ENTRY: Final = struct.Struct("<cqqq")
 
 COLUMNS: Final = (
@@ -80,6 +81,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> 
         try:
             migrations[version](connection)
             put_meta(connection, "version", version + 1)
+            put_meta(connection, "tables", tables_crc(connection))
             connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")
         except BaseException:
@@ -124,9 +126,15 @@ def meta_crc(key: str, value: object) -> int:
     return _crc_of("meta", key, value)
 
 
+def tables_crc(connection: sqlite3.Connection) -> int:
+    """A checksum of what SQLite knows of the tables, and of where they begin."""
+    query = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema ORDER BY rootpage, name"
+    return _crc_of("tables", *map(list, connection.execute(query)))
+
+
 def live_crc(pid: int, num_events: int) -> int:
     """The checksum of a row of `live`."""
-    return _crc_of("live", pid, num_events)
+    return _numbered_crc(b"l", (pid, num_events, 0), b"")
 
 
 def process_crc(values: Sequence[Any]) -> int:
@@ -136,12 +144,12 @@ def process_crc(values: Sequence[Any]) -> int:
 
 def entry_crc(pid: int, first: int, count: int, body: bytes) -> int:
     """The checksum of a row of `entries`."""
-    return zlib.crc32(body, zlib.crc32(_ENTRY.pack(b"e", pid, first, count)))
+    return _numbered_crc(b"e", (pid, first, count), body)
 
 
 def archive_crc(place: int, first: int, count: int, body: bytes) -> int:
     """The checksum of a row of `archives`; the body is compressed."""
-    return zlib.crc32(body, zlib.crc32(_ENTRY.pack(b"a", place, first, count)))
+    return _numbered_crc(b"a", (place, first, count), body)
 
 
 def place_of(pid: int, part: int) -> int:
@@ -175,8 +183,16 @@ def lost_row(pid: int) -> ProcessRow:
     return ProcessRow(Pid(pid), Pid(0), "", "", 0.0, 0, is_damaged=True)
 
 
+def _numbered_crc(table: bytes, numbers: tuple[int, int, int], body: bytes) -> int:
+    """No checksum is negative: that is what a row gets whose numbers are none any more."""
+    try:
+        return zlib.crc32(body, zlib.crc32(_ENTRY.pack(table, *numbers)))
+    except struct.error:
+        return -1
+
+
 def _crc_of(*values: object) -> int:
-    return zlib.crc32(json.dumps(values, separators=(",", ":"), default=repr).encode())
+    return zlib.crc32(_canonical(values).encode())
 
 
 def _storable(text: str) -> str:

@@ -40,6 +40,7 @@ from llmasos.kernel.journal.entries import Batch, JournalStatus, Level, ProcessR
 from llmasos.kernel.journal.reader import Reader
 from llmasos.kernel.journal.salvage import finish, salvage
 from llmasos.kernel.journal.schema import (
+    META_KEYS,
     MIGRATIONS,
     Migration,
     meta_of,
@@ -231,8 +232,13 @@ class JournalStore:
     def _open_reader(self, migrations: Sequence[Migration]) -> None:
         with closing(connect_reader(self._path)) as connection:
             refuse_other(connection, migrations)
+            meta = meta_of(connection)
+            if any(key not in meta for key in META_KEYS):
+                raise ConfigError(
+                    f"The journal {self._path} is damaged; a kernel that boots in this home repairs it."
+                )
             self._known = Known.read(connection)
-            self._home_id = str(meta_of(connection)["home_id"])
+            self._home_id = str(meta["home_id"])
         self._reader = Reader(self._path)
 
     @contextmanager

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from argparse import Namespace
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
-from llmasos.kernel.abi import ExitStatus, Pid, Signal
-from llmasos.kernel.errors import LlmosError, NoKernel, ProcessError
-from llmasos.shell.arguments import Parser, niceness, pid, signal, spread_signal
+import anyio.to_thread
+
+from llmasos.kernel.abi import ExitStatus, Pid, ProcessInfo, Signal
+from llmasos.kernel.errors import ConfigError, LlmosError, NoKernel, NoSuchProcess, ProcessError
+from llmasos.shell.arguments import Parser, moment, niceness, pid, signal, spread_signal
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Escalation
-from llmasos.shell.tables import process_table
+from llmasos.shell.plain import one_line
+from llmasos.shell.records import records_of
+from llmasos.shell.tables import memory_table, process_table
 from llmasos.shell.verbs.verb import Verb, add_json
+
+if TYPE_CHECKING:
+    from llmasos.kernel.journal.history import History
 
 
 def _configure_ps(parser: Parser) -> None:
     parser.add_argument("-a", "--all", action="store_true", help="finished processes too")
+    parser.add_argument(
+        "-l", "--long", action="store_true", help="memory: pages, faults, swap, groups"
+    )
     add_json(parser)
 
 
@@ -26,15 +37,27 @@ async def ps(environment: Environment, args: Namespace) -> int:
     try:
         processes = await (await environment.sessions.running()).ps(all=args.all)
     except NoKernel as error:
-        processes, problem = [], error
+        processes, problem = _remembered(environment) if args.all else [], error
     if args.json:
         output.json(processes)
     else:
-        output.table(process_table(processes))
+        output.table(memory_table(processes) if args.long else process_table(processes))
+        for process in processes:
+            if process.note:
+                output.line(f"{process.pid}: {one_line(process.note, max_chars=1000)}")
     if problem is None:
         return 0
     output.error(problem)
     return 1
+
+
+def _remembered(environment: Environment) -> list[ProcessInfo]:
+    """What the journal knows, where there is one."""
+    try:
+        with records_of(environment) as records:
+            return records.processes()
+    except ConfigError:
+        return []
 
 
 def _configure_pids(parser: Parser) -> None:
@@ -128,15 +151,23 @@ def _ending(target: Pid, status: ExitStatus) -> str:
 
 def _configure_fork(parser: Parser) -> None:
     parser.add_argument("--title", default="", help="the child's title")
-    parser.add_argument("pid", type=pid, metavar="PID")
+    parser.add_argument(
+        "moment", type=moment, metavar="PID[@N]",
+        help="@N: as it was after its first N events; @ alone: as it is now",
+    )  # fmt: skip
 
 
 async def fork(environment: Environment, args: Namespace) -> int:
-    """Copy a process, its contexts shared copy-on-write, and print the child's pid."""
+    """Copy a process, its contexts shared copy-on-write, and print the child's pid; with `@N` branch its
+    history instead: the same run up to there, which then goes its own way."""
     session = await environment.sessions.running()
-    child = await session.fork(args.pid, title=args.title)
+    target, is_branch, until = args.moment
+    if is_branch:
+        child = await session.branch(target, until, title=args.title)
+    else:
+        child = await session.fork(target, title=args.title)
     if environment.jobs is not None:
-        environment.jobs.add(child, f"fork of {args.pid}", detached=False)
+        environment.jobs.add(child, f"fork of {target}", detached=is_branch)
     environment.output.line(str(child))
     return 0
 
@@ -148,16 +179,33 @@ def _configure_logs(parser: Parser) -> None:
 
 async def logs(environment: Environment, args: Namespace) -> int:
     """Show what a process has written."""
+    try:
+        await _show_output(environment, args)
+    except (NoKernel, NoSuchProcess) as error:
+        history = await anyio.to_thread.run_sync(_remembered_history, environment, args.pid, error)
+        await environment.output.stream("".join(history.holdings.output))
+    environment.output.end_line_on_terminal()
+    return 0
+
+
+def _remembered_history(environment: Environment, target: Pid, error: LlmosError) -> History:
+    """A process that only the journal knows; `error` where there is no journal either."""
+    try:
+        with records_of(environment) as records:
+            return records.history(target)
+    except ConfigError:
+        raise error from None
+
+
+async def _show_output(environment: Environment, args: Namespace) -> None:
     session = await environment.sessions.running()
     if not args.follow:
         await environment.output.stream(await session.output_text(args.pid))
-    else:
-        await session.info(args.pid)
-        async with aclosing(session.output(args.pid)) as pieces:
-            async for piece in pieces:
-                await environment.output.stream(piece)
-    environment.output.end_line_on_terminal()
-    return 0
+        return
+    await session.info(args.pid)
+    async with aclosing(session.output(args.pid)) as pieces:
+        async for piece in pieces:
+            await environment.output.stream(piece)
 
 
 def _configure_tell(parser: Parser) -> None:

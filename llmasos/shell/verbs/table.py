@@ -6,10 +6,21 @@ from collections.abc import Mapping, Sequence
 
 from llmasos.kernel.errors import UsageError
 from llmasos.shell.arguments import did_you_mean
-from llmasos.shell.verbs import apps, ask, machine, models, processes, run, scripts
+from llmasos.shell.verbs import (
+    apps,
+    ask,
+    checkpoints,
+    journal,
+    machine,
+    models,
+    processes,
+    run,
+    scripts,
+    serve,
+)
 from llmasos.shell.verbs.verb import Verb
 
-_MODULES = (ask, run, processes, machine, scripts, models, apps)
+_MODULES = (ask, run, processes, journal, checkpoints, machine, scripts, models, apps, serve)
 
 Verbs = Mapping[str, Verb]
 

@@ -63,7 +63,7 @@ def add_kernel_flags(parser: argparse.ArgumentParser, *, booting: bool) -> None:
         return
     group.add_argument("--model", metavar="NAME", help="a model of the store (default: smollm2)")
     group.add_argument("--kv-memory", metavar="SIZE", help="memory for contexts, such as 2GiB")
-    group.add_argument("--dtype", metavar="TYPE", help="auto, bf16 or fp32")
+    group.add_argument("--dtype", metavar="TYPE", help="auto, bf16, fp32 or int8")
     group.add_argument("--threads", metavar="N", type=int, help="threads that compute")
 
 

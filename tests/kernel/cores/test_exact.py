@@ -90,6 +90,7 @@ class Crowded:
     path = "crowded"
     dtype = torch.float32
     device = torch.device("cpu")
+    min_rows = 2
     shape = DecoderShape((1,), (16,), 50, 300)
 
     def __init__(self, *, body: bool = False, head: bool = False) -> None:

@@ -12,7 +12,7 @@ from llmasos.kernel.cores.rope import RopeTable, inverse_frequencies, rotate
 from llmasos.kernel.cores.rotate import shift_pages
 
 SIZE = 16
-HEADS = (2, 1)
+HEADS = (2, 1, 1)
 LENGTH = 75
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -22,7 +22,7 @@ class Keeper:
 
     def __init__(self, dtype: torch.dtype, dim: int, *, native: bool) -> None:
         self.kv = PagedKV(
-            num_pages=24, page_size=SIZE, num_layers=2, num_kv_heads=HEADS, head_dim=dim,
+            num_pages=24, page_size=SIZE, num_layers=len(HEADS), num_kv_heads=HEADS, head_dim=dim,
             dtype=dtype, native=native,
         )  # fmt: skip
         self.frequencies = inverse_frequencies({"rope_theta": 10_000.0}, dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,6 @@ from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.scripted import ByteTokenizer
 from llmasos.kernel.swap import Swap
 from tests.kernel.machine import FakeClock, NoProgram
-from tests.kernel.swapping import AtOnce, Disk
 
 pytestmark = pytest.mark.model
 
@@ -64,14 +64,14 @@ class RealMachine:
 
 
 def test_fresh_forked_cached_swapped_and_recomputed_contexts_give_the_same_bits(
-    real_model: Callable[[str], StoredModel],
+    real_model: Callable[[str], StoredModel], tmp_path: Path
 ) -> None:
     folder = real_model("smollm2").folder
     core = TorchCore.load(
         folder, name="real", fingerprint="f", kv_memory_bytes=20 * 2**20, dtype="bf16", threads=1
     )
-    disk = Disk()
-    machine = RealMachine(core, Swap(disk, writer=AtOnce(), readers=AtOnce()))
+    swap = Swap.in_folder(tmp_path)
+    machine = RealMachine(core, swap)
     process, context = machine.prefill(machine.tokens)
     fork = machine.kernel.fork_context(process, context)
     said = [machine.reply(process, fork)]
@@ -82,9 +82,16 @@ def test_fresh_forked_cached_swapped_and_recomputed_contexts_give_the_same_bits(
     said.append(machine.reply(process, context))
     assert process.usage.tokens_swapped_in >= 192
     assert process.usage.tokens_recomputed == 0
-    for file in disk.files.values():
-        file[len(file) // 2] ^= 1
-    alone = RealMachine(core, None)
-    said.append(alone.reply(*alone.context(alone.tokens)))
+    swap.close()
+    for path in tmp_path.iterdir():
+        content = bytearray(path.read_bytes())
+        content[:: core.info.bytes_per_page // 2] = bytes(
+            byte ^ 1 for byte in content[:: core.info.bytes_per_page // 2]
+        )
+        path.write_bytes(content)
+    damaged = Swap.in_folder(tmp_path)
+    for each in (RealMachine(core, damaged), RealMachine(core, None)):
+        said.append(each.reply(*each.context(each.tokens)))
+    damaged.close()
     core.close()
     assert all(each == said[0] for each in said)

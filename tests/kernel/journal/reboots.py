@@ -92,7 +92,7 @@ class Machine:
             now=self._tick,
             journal=Journal(store, level=self.level, now=self._tick),
         )
-        with anyio.fail_after(30):
+        with anyio.fail_after(20):
             async with runtime:
                 self.recovered = await runtime.recover()
                 yield runtime

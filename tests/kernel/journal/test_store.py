@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -17,7 +21,7 @@ from llmasos.kernel.errors import (
 )
 from llmasos.kernel.journal.entries import Batch, Entry, Level, ProcessRow, Retention
 from llmasos.kernel.journal.store import JournalStore
-from tests.kernel.journal.journals import ending, entry, finish, spawned, texts
+from tests.kernel.journal.journals import crashed, ending, entry, finish, spawned, texts
 
 
 @pytest.fixture
@@ -235,6 +239,51 @@ def test_who_reads_sees_what_a_writer_elsewhere_has_written(
     with pytest.raises(KernelBug, match="for reading"):
         reader.write(Batch(entries=(entry(1, 2),)))
     reader.close()
+
+
+def test_another_process_reads_while_this_one_writes(path: Path, store: JournalStore) -> None:
+    store.write(Batch((spawned(1),), (entry(1, 0, 2),)))
+    code = (
+        "import sys; from pathlib import Path; from llmasos.kernel.journal.store import JournalStore;"
+        "store = JournalStore.open(Path(sys.argv[1]), read_only=True);"
+        "[print(len(store.events(1)), flush=True) for _ in sys.stdin]; store.close()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        for number in range(2, 20):
+            print(file=reader.stdin, flush=True)
+            assert reader.stdout.readline() == f"{number}\n"
+            store.write(Batch(entries=(entry(1, number),)))
+            store.maintain()
+        reader.stdin.close()
+    assert reader.returncode == 0
+    assert store.events(Pid(1)) == texts(1, 0, 20)
+
+
+def test_the_log_of_a_dead_kernel_can_be_read_before_another_boots(
+    path: Path, tmp_path: Path, store: JournalStore
+) -> None:
+    store.write(Batch((spawned(1),), (entry(1, 0, 2),)))
+    copy = crashed(path, tmp_path / "copy")
+    with closing(JournalStore.open(copy, read_only=True)) as reader:
+        assert reader.events(Pid(1)) == texts(1, 0, 2)
+    with closing(JournalStore.open(copy)) as again:
+        assert again.events(Pid(1)) == texts(1, 0, 2)
+
+
+def test_a_damaged_file_opened_for_reading_is_left_as_it_is(path: Path) -> None:
+    JournalStore.open(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM meta WHERE key = 'home_id'")
+    with pytest.raises(ConfigError, match="damaged; a kernel that boots in this home repairs it"):
+        JournalStore.open(path, read_only=True)
+    assert {file.name for file in path.parent.iterdir()} <= {
+        path.name,
+        "journal.db-wal",
+        "journal.db-shm",
+    }
 
 
 def test_a_file_that_is_not_there_cannot_be_opened_for_reading(path: Path) -> None:

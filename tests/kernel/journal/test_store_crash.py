@@ -53,7 +53,7 @@ def test_a_killed_writer_loses_no_batch_it_was_told_is_written(path: Path) -> No
     model = Model()
     num_torn = 0
     for seed in range(NUM_KILLS):
-        writer = Killed(path, seed, chance.randint(1, 60))
+        writer = Killed(path, seed, chance.randint(1, 40))
         writer.die()
         assert writer.num_begun - writer.num_written in (0, 1)
         with closing(JournalStore.open(path)) as store:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmasos.kernel.abi import Pid
+from llmasos.kernel.errors import JournalFailed
 from llmasos.kernel.journal.connect import PAGE_BYTES, wal_of
-from llmasos.kernel.journal.entries import Batch, Entry
+from llmasos.kernel.journal.entries import Batch, Entry, Level
 from llmasos.kernel.journal.store import JournalStore
-from tests.kernel.journal.journals import Model, crashed, ending, entry, flip, spawned
+from tests.kernel.journal.journals import Model, crashed, ending, entry, finish, flip, spawned
 
 SHARES = st.floats(0, 1, exclude_max=True)
 NUM_LIVE, NUM_FINISHED = 20, 40
@@ -131,6 +135,32 @@ def test_any_page_can_be_lost_and_nobody_is_told_wrong(path: Path, tmp_path: Pat
     assert most_lost > 0
 
 
+def test_a_flipped_bit_in_the_header_loses_nothing(path: Path, tmp_path: Path) -> None:
+    """Some are noticed on opening, some by SQLite in the course of writing, some do not matter."""
+    model = written(path)
+    copy = crashed(path, tmp_path / "copy")
+    for place in range(100):
+        shutil.copy(path, copy)
+        flip(copy, place / path.stat().st_size, place % 8)
+        store = JournalStore.open(copy, level=Level.RELAXED)
+        try:
+            write_and_keep_house(store)
+        except JournalFailed:
+            store.close()
+            store = JournalStore.open(copy, level=Level.RELAXED)
+            assert "met while it was in use" in store.status.warning
+            write_and_keep_house(store)
+        assert model.check_honest(store) == set(), place
+        store.close()
+
+
+def write_and_keep_house(store: JournalStore) -> None:
+    newcomer = store.next_pid
+    finish(store, newcomer, num_events=30)
+    store.maintain()
+    store.delete(Pid(newcomer))
+
+
 def test_no_flipped_bit_is_believed(path: Path, tmp_path: Path) -> None:
     model = written(path)
     numbers = itertools.count()
@@ -141,7 +171,7 @@ def test_no_flipped_bit_is_believed(path: Path, tmp_path: Path) -> None:
         copy = crashed(path, tmp_path / f"copy-{next(numbers)}")
         for place, bit in flips:
             flip(copy, place, bit)
-        with closing(JournalStore.open(copy)) as store:
+        with closing(JournalStore.open(copy, level=Level.RELAXED)) as store:
             model.check_honest(store)
 
     check()
@@ -217,6 +247,27 @@ def test_a_half_made_salvage_is_made_again(path: Path) -> None:
     model.check_whole(store)
     assert not list(path.parent.glob("*.salvag*"))
     store.close()
+
+
+def test_a_salvage_that_is_killed_at_any_moment_is_begun_again(path: Path, tmp_path: Path) -> None:
+    model = written(path)
+    zero_header(path)
+    code = (
+        "import sys; from pathlib import Path; from llmasos.kernel.journal.store import JournalStore;"
+        "print(flush=True); JournalStore.open(Path(sys.argv[1]))"
+    )
+    for number in range(12):
+        copy = crashed(path, tmp_path / f"copy-{number}")
+        command = [sys.executable, "-S", "-c", code, str(copy)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=0.002 * number**1.5)
+            child.kill()
+        with closing(JournalStore.open(copy)) as store:
+            model.check_whole(store)
+        assert [file.name for file in damaged(copy)] == ["journal.db.damaged-1"]
 
 
 def test_every_damaged_file_is_kept_under_a_number_of_its_own(path: Path) -> None:

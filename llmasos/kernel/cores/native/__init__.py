@@ -19,14 +19,19 @@ LANE_KEYS = 16
 """Keys interleaved in a page; a page holds a multiple of it."""
 
 
-def _extension() -> ModuleType | None:
+def _load() -> ModuleType | None:
     try:
         return importlib.import_module("llmasos.kernel.cores.native._paged_attention")
     except ImportError:
         return None
 
 
-_kernel = _extension()
+_kernel = _load()
+
+
+def extension() -> ModuleType | None:
+    """The C half, where it is built."""
+    return _kernel
 
 
 def instruction_sets(dtype: torch.dtype) -> tuple[str, ...]:
@@ -74,7 +79,7 @@ class NativeAttention:
         self._num_heads = [heads for heads, _ in shapes]
         self._num_threads = num_threads
         self._attend = _kernel.attend
-        self._pool = _kernel.create(
+        self.pool = _kernel.create(
             memory.data_ptr(), page_size, tuple(shapes), dtype == torch.bfloat16, path
         )
 
@@ -97,7 +102,7 @@ class NativeAttention:
             q_strides, k_strides, v_strides = q.stride(), k.stride(), v.stride()
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         self._attend(
-            self._pool,
+            self.pool,
             scale,
             softcap or 0.0,
             layer,

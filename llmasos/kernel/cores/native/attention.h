@@ -78,14 +78,42 @@ typedef struct {
     Partial state, chunk;
 } Scratch;
 
-/* One instruction set's code for one element type. */
+/* A weight matrix, packed: panels of columns, each the words of one step after another. A word holds
+ * one float32 or two bfloat16 that are neighbours in a row of the matrix; as int8, a quarter or a half
+ * of it. A gated panel is half gate, half up. */
 typedef struct {
+    const struct Path *path;
+    int columns, steps, panels;         /* columns of the product's result */
+    int bf16, int8, gated;
+    char *words;
+    float *scales, *bias;               /* one a packed column; NULL: none */
+} Weights;
+
+/* out = x . weights, or out += it: float32, but the operands of the next product where gated.
+ * Strides are in elements. */
+typedef struct {
+    const Weights *weights;
+    const char *x;
+    char *out;
+    ptrdiff_t x_stride, out_stride;
+    int rows, add;
+} Product;
+
+enum { ROW_BLOCK = 96 };                /* rows that share a panel in the cache */
+enum { AHEAD_BYTES = 8192 };            /* how far weights are fetched ahead of their use */
+
+/* One instruction set's code for one element type. What is after `panel` may be missing. */
+typedef struct Path {
     const char *name;
     void (*store)(const Call *, const Span *, int head, int first, int end);
     void (*load_queries)(const Call *, const Block *, Scratch *);
     void (*attend_chunk)(const Call *, const Block *, int chunk, Scratch *, Partial *);
     void (*merge)(const Call *, int rows, Partial *state, const Partial *chunk);
     void (*finish)(const Call *, const Block *, const Partial *);
+    int panel;                          /* packed columns to a panel; 0: no products */
+    void (*product)(const Product *, int panel, int first_row, int end_row);
+    void (*normalise)(const float *x, const float *weight, int width, float eps, void *out);
+    void (*turn)(float *head, const float *weight, const float *angles, int dim, float eps, void *out);
 } Path;
 
 /* Indexed by element type: 0 float32, 1 bfloat16. name is NULL where there is no such code. */

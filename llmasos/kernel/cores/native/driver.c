@@ -19,18 +19,7 @@ enum { UNITS_PER_THREAD = 4 };          /* how finely long sequences are split *
 enum { MAX_THREADS = 256 };
 enum { SMALL_WORK = 1 << 15 };          /* tiles * keys * head_dim that wake no second thread */
 
-typedef struct {
-    Call call;
-    Pool *pool;
-    int num_groups, num_units, num_stores;
-    int rows;                           /* of the largest block */
-    int64_t work;                       /* row tiles * keys * head_dim, about */
-    size_t num_partials, scratch_bytes;
-    atomic_int next_worker, next_store, stores_done, next_unit;
-} Job;
-
-/* Makes room for `count` items of `size`; what was there is kept. -1 when memory is short. */
-static int reserve(void **array, size_t *room, size_t count, size_t size)
+int reserve(void **array, size_t *room, size_t count, size_t size)
 {
     if (count <= *room)
         return 0;
@@ -130,8 +119,14 @@ static void run_unit(Job *job, const Unit *unit, Scratch *scratch)
     path->finish(&job->call, &group->block, &scratch->state);
 }
 
-/* Every key and value is in place before anyone attends: takers of store tickets are running, so
- * the wait is short and cannot deadlock, however many threads there are. */
+void wait_until(atomic_int *counter, int value)
+{
+    for (int spins = 0; atomic_load(counter) < value; spins++)
+        if (spins > 1000)
+            sched_yield();
+}
+
+/* Every key and value is in place before anyone attends. */
 static void store_all(Job *job)
 {
     int ticket, heads = job->call.num_kv_heads;
@@ -141,22 +136,26 @@ static void store_all(Job *job)
             job->pool->path->store(&job->call, store->span, head, store->first, store->end);
         atomic_fetch_add(&job->stores_done, 1);
     }
-    for (int spins = 0; atomic_load(&job->stores_done) < job->num_stores; spins++)
-        if (spins > 1000)
-            sched_yield();
+    wait_until(&job->stores_done, job->num_stores);
 }
 
-static void work(void *argument)
+void attend_share(Job *job)
 {
-    Job *job = argument;
-    fenv_t environment; /* a thread may round, or flush denormals, in its own way: not here */
-    fegetenv(&environment);
-    fesetenv(FE_DFL_ENV);
     int unit, worker = atomic_fetch_add(&job->next_worker, 1);
     Scratch scratch = carve(job, job->pool->scratch + worker * job->scratch_bytes);
     store_all(job);
-    while ((unit = atomic_fetch_add(&job->next_unit, 1)) < job->num_units)
+    while ((unit = atomic_fetch_add(&job->next_unit, 1)) < job->num_units) {
         run_unit(job, &job->pool->units[unit], &scratch);
+        atomic_fetch_add(&job->units_done, 1);
+    }
+}
+
+static void work(void *job)
+{
+    fenv_t environment; /* a thread may round, or flush denormals, in its own way: not here */
+    fegetenv(&environment);
+    fesetenv(FE_DFL_ENV);
+    attend_share(job);
     fesetenv(&environment);
 }
 
@@ -223,8 +222,7 @@ static int add_units(Job *job, int index, int share)
     return 0;
 }
 
-/* Fills in the job, and how many threads it is worth. -1 when memory is short. */
-static int prepare(Job *job, const Span *spans, int num_spans, int *threads)
+int prepare(Job *job, const Span *spans, int num_spans, int threads)
 {
     Pool *pool = job->pool;
     int64_t chunks = 0;
@@ -233,17 +231,14 @@ static int prepare(Job *job, const Span *spans, int num_spans, int *threads)
             return -1;
     for (int i = 0; i < job->num_groups; i++)
         chunks += pool->groups[i].end_chunk - pool->groups[i].first_chunk;
-    if (job->work < SMALL_WORK)
-        *threads = 1;
-    int share = *threads > 1 ? (int)(chunks / (*threads * UNITS_PER_THREAD)) + 1 : 0;
+    int split = threads > 1 && job->work >= SMALL_WORK;
+    int share = split ? (int)(chunks / (threads * UNITS_PER_THREAD)) + 1 : 0;
     for (int i = 0; i < job->num_groups; i++)
         if (add_units(job, i, share))
             return -1;
-    if (*threads > job->num_units)
-        *threads = job->num_units;
     job->scratch_bytes = scratch_bytes(job);
     return reserve((void **)&pool->partials, &pool->partials_room, job->num_partials, 4) ||
-           reserve((void **)&pool->scratch, &pool->scratch_room, *threads * job->scratch_bytes, 1);
+           reserve((void **)&pool->scratch, &pool->scratch_room, threads * job->scratch_bytes, 1);
 }
 
 /* ---- threads ------------------------------------------------------------------------------- */
@@ -254,16 +249,27 @@ static Parallel parallel; /* GOMP_parallel of torch's OpenMP; set once, at impor
 
 void find_threads(void) { parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
 
+void run_threads(void (*function)(void *), void *argument, int threads)
+{
+    if (parallel && threads > 1)
+        parallel(function, argument, (unsigned)threads, 0);
+    else
+        function(argument);
+}
+
+int bounded_threads(int threads)
+{
+    return threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+}
+
 int attend(Pool *pool, const Call *call, const Span *spans, int num_spans, int threads)
 {
     Job job = {.call = *call, .pool = pool};
-    threads = !parallel || threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
-    if (prepare(&job, spans, num_spans, &threads))
+    threads = parallel ? bounded_threads(threads) : 1;
+    if (prepare(&job, spans, num_spans, threads))
         return -1;
-    if (threads > 1)
-        parallel(work, &job, (unsigned)threads, 0);
-    else
-        work(&job);
+    threads = threads < job.num_units ? threads : job.num_units;
+    run_threads(work, &job, job.work < SMALL_WORK ? 1 : threads);
     return 0;
 }
 

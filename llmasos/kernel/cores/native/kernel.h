@@ -5,6 +5,7 @@
  *     DOT_BF16                       1: weights and queries stay bfloat16 (needs VDOT)
  *     W, vf, vi                      lanes of a vector, and vectors of float and int32_t
  *     VSET1, VFMA, VMAX, VMIN        VMAX and VMIN give their second operand where it is NaN
+ *     VWIDEN_I8(from, to)            DOT_BF16 only: 64 int8, of 127 at most, as bfloat16
  *     ROW_TILE, VEC_TILE             rows and vectors of an accumulator tile
  *
  * Arithmetic that order or contraction could change is spelled out by VFMA, and files are
@@ -363,6 +364,10 @@ static void NAME(finish)(const Call *call, const Block *block, const Partial *st
             out[d] = NAME(narrow)(weighted[d] * inverse);
     }
 }
+
+#if !BF16 || DOT_BF16
+#include "product.h"
+#endif
 
 #undef Element
 #undef Operand

@@ -19,10 +19,11 @@
 #endif
 #include "kernel.h"
 
-#define TABLE(type)                                                                                \
-    {LABEL, store_##type, load_queries_##type, attend_chunk_##type, merge_##type, finish_##type}
+#define ATTENTION(type)                                                                            \
+    LABEL, store_##type, load_queries_##type, attend_chunk_##type, merge_##type, finish_##type
+#define PRODUCTS(type) panel_##type, product_##type, normalise_##type, turn_##type
 #ifdef VDOT
-const Path PATHS[2] = {{0}, TABLE(bf16)};
+const Path PATHS[2] = {{0}, {ATTENTION(bf16), PRODUCTS(bf16)}};
 #else
-const Path PATHS[2] = {TABLE(f32), TABLE(bf16)};
+const Path PATHS[2] = {{ATTENTION(f32), PRODUCTS(f32)}, {ATTENTION(bf16)}};
 #endif

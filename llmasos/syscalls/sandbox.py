@@ -1,0 +1,320 @@
+"""Where code that a model wrote runs: a process of its own that can do little and is gone at the deadline.
+
+With bubblewrap (Linux): no network, no files but the system's programs (read-only) and an empty scratch
+folder in memory, its own process table, no privileges, no environment. Without it only resource limits,
+a scratch folder and an empty environment, which confine neither reading nor, mostly, the network: such a
+sandbox must be allowed by a setting. `docs/security.md` has the whole list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import psutil
+
+from llmasos.kernel.errors import Failed
+
+MEMORY_BYTES = 1024 * 2**20
+"""Of one process, and resident of all of a run's together."""
+FILE_BYTES = 64 * 2**20
+SCRATCH_BYTES = 128 * 2**20
+MAX_PROCESSES = 64
+MAX_OPEN_FILES = 256
+MAX_OUTPUT_BYTES = 2**20
+MAX_CONCURRENT = 4
+NICENESS = 10
+WATCH_S = 0.05
+SCRATCH = "/scratch"
+_CHILD = str(Path(__file__).with_name("_limits_child.py"))
+_SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
+_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What came of a run."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+    """As a shell has it: 128+n where signal n ended it."""
+    ended_for: str
+    """Why it was ended before its own end; empty if it was not."""
+    kind: str
+    """What confined it: `bubblewrap`, `limits without network` or `limits`."""
+
+
+class Sandbox:
+    """Runs commands. `allow_weak` lets it run them under resource limits alone where bubblewrap is not."""
+
+    def __init__(self, *, allow_weak: bool = False, bubblewrap: str | None = "bwrap") -> None:
+        self._allow_weak = allow_weak
+        self._bubblewrap = shutil.which(bubblewrap) if bubblewrap else None
+        self._prefix: list[str] | None = None
+        self._kind = ""
+        self._places: anyio.CapacityLimiter | None = None
+
+    async def run(
+        self,
+        command: Callable[[str], Sequence[str]],
+        *,
+        files: Mapping[str, str],
+        stdin: str,
+        timeout_s: float,
+        on_output: Callable[[str], None] | None = None,
+    ) -> Ran:
+        """Run a command in a new scratch folder that holds `files`.
+
+        `command` is given the folder's path as the command will see it. Cancelled, it kills what runs
+        first. Raises `Failed` where nothing may be run.
+        """
+        if self._places is None:
+            self._places = anyio.CapacityLimiter(MAX_CONCURRENT)
+        async with self._places:
+            prefix = await anyio.to_thread.run_sync(self._ready)
+            folder = Path(tempfile.mkdtemp(prefix="llmasos-run-"))
+            try:
+                for name, text in files.items():
+                    (folder / name).write_text(text, encoding="utf-8", errors="replace")
+                run = _Run(self._command(prefix, folder, command, timeout_s), folder, on_output)
+                return await run.finish(stdin, timeout_s, self._kind)
+            finally:
+                await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
+
+    def _command(
+        self,
+        prefix: list[str],
+        folder: Path,
+        command: Callable[[str], Sequence[str]],
+        timeout_s: float,
+    ) -> list[str]:
+        limits = {
+            "AS": MEMORY_BYTES, "CPU": int(timeout_s) + 1, "FSIZE": FILE_BYTES, "CORE": 0,
+            "NOFILE": MAX_OPEN_FILES, "nice": NICENESS,
+        }  # fmt: skip
+        if self._kind != "bubblewrap":  # inside its own process table the watch is enough
+            limits["NPROC"] = _num_own_threads() + MAX_PROCESSES
+        limiting = [_python(), "-I", "-S", _CHILD, json.dumps(limits)]
+        if self._kind != "bubblewrap":
+            return [*limiting, *prefix, *command(str(folder))]
+        inputs = [arg for f in sorted(folder.iterdir()) for arg in _given(f)]
+        return [*limiting, *prefix, *inputs, "--remount-ro", "/", "--", *command(SCRATCH)]
+
+    def _ready(self) -> list[str]:
+        """What goes before a command; found out once. Blocks. Raises `Failed`."""
+        if self._prefix is None:
+            self._prefix = self._find_out()
+        return self._prefix
+
+    def _find_out(self) -> list[str]:
+        if self._bubblewrap is not None:
+            for extra in (["--disable-userns"], []):
+                prefix = [self._bubblewrap, *_view(), *extra]
+                if _works([*prefix, "--remount-ro", "/", "--", "/bin/sh", "-c", "exit 0"]):
+                    self._kind = "bubblewrap"
+                    return prefix
+        if not self._allow_weak:
+            raise Failed(
+                "Code is not run here: bubblewrap (bwrap) is missing or may make no namespaces;"
+                " install it, or set exec_sandbox to weak to run under resource limits alone."
+            )
+        unshare = shutil.which("unshare")
+        if unshare is not None:
+            prefix = [
+                unshare,
+                "--user",
+                "--map-root-user",
+                "--net",
+                "--pid",
+                "--fork",
+                "--kill-child",
+            ]
+            if _works([*prefix, "/bin/sh", "-c", "exit 0"]):
+                self._kind = "limits without network"
+                return prefix
+        self._kind = "limits"
+        return []
+
+
+def _python() -> str:
+    """The interpreter itself, not a virtual environment's link to it."""
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def _num_own_threads() -> int:
+    """Of this user, whose limit on processes counts them all."""
+    uid, total = os.getuid(), 0
+    for process in psutil.process_iter(["uids", "num_threads"]):
+        uids = process.info["uids"]
+        total += (process.info["num_threads"] or 0) if uids and uids.real == uid else 0
+    return total
+
+
+def python_command(script: str) -> list[str]:
+    """Runs a script with the standard library alone."""
+    return [_python(), "-I", "-S", "-B", "-X", "utf8", script]
+
+
+def _view() -> list[str]:
+    """bubblewrap's arguments: what the inside looks like, before a run's own files."""
+    args = [
+        "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv",
+        "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox",
+        "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", SCRATCH,
+        "--setenv", "LANG", "C.UTF-8", "--ro-bind", "/usr", "/usr",
+    ]  # fmt: skip
+    for folder in _SYSTEM_FOLDERS:
+        if os.path.islink(folder):
+            args += ["--symlink", os.readlink(folder), folder]
+        elif os.path.isdir(folder):
+            args += ["--ro-bind", folder, folder]
+    for file in _SYSTEM_FILES:
+        args += ["--ro-bind-try", file, file]
+    if not sys.base_prefix.startswith("/usr/") and sys.base_prefix != "/usr":
+        args += ["--ro-bind", os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_prefix)]
+    size = str(SCRATCH_BYTES)
+    return [
+        *args, "--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm",
+        "--size", size, "--tmpfs", SCRATCH, "--symlink", SCRATCH, "/tmp", "--chdir", SCRATCH,
+    ]  # fmt: skip
+
+
+def _given(file: Path) -> list[str]:
+    return ["--ro-bind", str(file), f"{SCRATCH}/{file.name}"]
+
+
+def _works(command: list[str]) -> bool:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False, env={}
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+class _Run:
+    """One command under way: its output, its watch, its end."""
+
+    def __init__(
+        self, command: list[str], folder: Path, on_output: Callable[[str], None] | None
+    ) -> None:
+        self._command = command
+        self._folder = folder
+        self._on_output = on_output
+        self._num_bytes = 0
+        self._ended_for = ""
+
+    async def finish(self, stdin: str, timeout_s: float, kind: str) -> Ran:
+        """Run it to its end or to the deadline's."""
+        process = await anyio.open_process(
+            self._command, cwd=self._folder, env=self._environment(), start_new_session=True
+        )
+        stdout, stderr = bytearray(), bytearray()
+        try:
+            with anyio.move_on_after(timeout_s) as deadline:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._watch, process)
+                    async with anyio.create_task_group() as streams:
+                        streams.start_soon(self._feed, process, stdin)
+                        streams.start_soon(self._read, process, process.stdout, stdout)
+                        streams.start_soon(self._read, process, process.stderr, stderr)
+                        await process.wait()
+                        kill_tree(process.pid)  # what it left running ends with it
+                    tasks.cancel_scope.cancel()
+            if deadline.cancelled_caught:
+                self._ended_for = f"it took more than {timeout_s:g} s"
+        finally:
+            with anyio.CancelScope(shield=True):
+                kill_tree(process.pid)
+                await process.wait()
+                await process.aclose()
+        code = process.returncode or 0
+        code = 128 - code if code < 0 else code
+        return Ran(bytes(stdout), bytes(stderr), code, self._ended_for, kind)
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": "/usr/bin:/bin", "HOME": str(self._folder), "LANG": "C.UTF-8"}
+
+    async def _feed(self, process: anyio.abc.Process, stdin: str) -> None:
+        if process.stdin is not None:
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # it need not read
+                if stdin:
+                    await process.stdin.send(stdin.encode("utf-8", "replace"))
+                await process.stdin.aclose()
+
+    async def _read(
+        self,
+        process: anyio.abc.Process,
+        stream: anyio.abc.ByteReceiveStream | None,
+        into: bytearray,
+    ) -> None:
+        if stream is None:
+            return
+        async for piece in stream:
+            self._num_bytes += len(piece)
+            if self._num_bytes > MAX_OUTPUT_BYTES:
+                self._end(process, f"it wrote more than {MAX_OUTPUT_BYTES} bytes")
+                return
+            into += piece
+            if self._on_output is not None:
+                self._on_output(piece.decode("utf-8", "replace"))
+
+    async def _watch(self, process: anyio.abc.Process) -> None:
+        """End a run that has too many processes or too much memory in all."""
+        while not self._ended_for:
+            await anyio.sleep(WATCH_S)
+            reason = await anyio.to_thread.run_sync(_excess, process.pid)
+            if reason:
+                self._end(process, reason)
+
+    def _end(self, process: anyio.abc.Process, reason: str) -> None:
+        self._ended_for = self._ended_for or reason
+        kill_tree(process.pid)
+
+
+def _excess(pid: int) -> str:
+    """Why a tree of processes is too much; empty while it is not."""
+    try:
+        tree = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return ""
+    if len(tree) > MAX_PROCESSES:
+        return f"it started more than {MAX_PROCESSES} processes"
+    total = 0
+    for process in tree:
+        with suppress(psutil.Error):
+            total += process.memory_info().rss
+    return "" if total <= MEMORY_BYTES else f"it took more than {MEMORY_BYTES >> 20} MiB"
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process, its group and all that descend from it, until none is left or a second is over."""
+    ends_at = time.monotonic() + 1.0
+    while time.monotonic() < ends_at:
+        try:
+            tree = psutil.Process(pid).children(recursive=True)
+        except psutil.Error:
+            tree = []
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        for process in tree:
+            with suppress(psutil.Error):
+                process.kill()
+        if not tree:
+            return
