@@ -483,6 +483,10 @@ class Kernel:
         self._charge_pages()
         self._free_doomed()
 
+    def is_behind(self, pid: Pid) -> bool:
+        """Whether a process has work for which more than one position must be computed yet."""
+        return any(job.process.pid == pid and job.num_remaining > 1 for job in self._jobs)
+
     def abandon(self, plan: Plan, reason: str) -> None:
         """A step failed as a whole: its jobs fail, nothing of it counts as computed."""
         self._leave_flight(plan)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ComeBack = Callable[[Process, Task, History], None]
 
-HEAD_START_S = 1.0
+HEAD_START_S = 3.0
 """How long people's processes may catch up alone."""
 POLL_S = 0.002
 
@@ -163,7 +163,8 @@ def _was_watched(journal: Journal, row: ProcessRow) -> bool:
 
 
 async def _head_start(runtime: Runtime, pids: Set[Pid]) -> None:
-    """Let people's processes get to where they were before the others take the processor."""
+    """Let people's processes get to where they were before the others take the processor, which reading
+    and understanding long journals would keep from the model's own thread."""
     with anyio.move_on_after(HEAD_START_S):
         while runtime.are_catching_up(pids):
             await anyio.sleep(POLL_S)

@@ -558,9 +558,11 @@ class Runtime:
         self._start(process, task)
 
     def are_catching_up(self, pids: Set[Pid]) -> bool:
-        """Whether any of these is still being given what it was given under an earlier kernel."""
+        """Whether any of these is still being given what it was given under an earlier kernel, or has
+        tokens of that time computed again."""
         return any(
-            task.feed is not None and not task.feed.is_over and not task.deliveries.is_held
+            self.kernel.is_behind(pid)
+            or (task.feed is not None and not task.feed.is_over and not task.deliveries.is_held)
             for pid in pids
             if (task := self._tasks.get(pid)) is not None and not task.done.is_set()
         )

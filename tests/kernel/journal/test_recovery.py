@@ -153,8 +153,8 @@ async def test_tasks_of_an_app_that_race_go_on_from_the_order_in_which_they_were
         async with crashing.booted(crashes=True) as runtime:
             await runtime.spawn("racer")
             await steps(runtime, num_steps)
-            await runtime.flushed()
             before = runtime.output_text(Pid(1))
+            await runtime.flushed()
         async with crashing.booted() as runtime:
             if Pid(1) in runtime.kernel.processes:
                 await runtime.wait(Pid(1))
