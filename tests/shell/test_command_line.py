@@ -115,6 +115,8 @@ async def test_processes_see_the_folder_of_the_command_not_of_the_kernel(tmp_pat
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 async def test_a_command_that_is_ended_takes_its_process_with_it(tmp_path, signum, code):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        pytest.skip("whoever started the tests has them ignore this signal (nohup)")
     async with served_kernel(tmp_path) as (kernel, _):
         process = await anyio.open_process(
             command("run", "patient"), env=environ(tmp_path), stdin=subprocess.DEVNULL
