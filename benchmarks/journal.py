@@ -35,7 +35,7 @@ from llmasos.kernel.syscall import Call, SyscallTable, syscall
 from llmasos.syscalls import builtin_syscalls
 
 MANY = 16
-NEW_TOKENS = 64
+NEW_TOKENS = 128
 CROWD, CROWD_TOKENS = 100, 1000
 HISTORY = 1_000_000
 NUM_CALLS = 500

@@ -32,7 +32,7 @@ from llmasos.kernel.journal.store import JournalStore
 
 _log = logging.getLogger(__name__)
 
-LINGER_S = 0.01
+LINGER_S = 0.05
 """How long events that nobody waits for are collected."""
 RETRY_S = 1.0
 IDLE_S = 2.0
