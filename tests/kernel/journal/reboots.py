@@ -6,7 +6,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
@@ -57,7 +57,8 @@ class Machine:
         store: type[JournalStore] = JournalStore,
         **core: Any,
     ) -> None:
-        self.folder = folder or Path(mkdtemp())
+        self._own = None if folder else TemporaryDirectory()  # gone with this object
+        self.folder = folder or Path(self._own.name)
         self.apps: dict[str, Program] = {}
         self.level = level
         self.syscalls = syscalls

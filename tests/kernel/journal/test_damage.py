@@ -7,7 +7,6 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import anyio
@@ -61,14 +60,14 @@ async def _printed(runtime: Runtime, pid: Pid) -> str:
     return runtime.output_text(pid)
 
 
-async def crashed_home() -> Path:
+async def crashed_home() -> Machine:
     home = machine()
     async with home.booted(crashes=True) as runtime:
         await spawn_all(runtime)
         while runtime.kernel.num_steps < 20:
             await anyio.lowlevel.checkpoint()
         await runtime.flushed()
-    return home.folder
+    return home
 
 
 def damage(folder: Path, draw: random.Random) -> str:
@@ -86,10 +85,10 @@ def damage(folder: Path, draw: random.Random) -> str:
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_damage_is_repaired_or_told_of_and_never_believed(seed: int) -> None:
-    expected = await undisturbed()
-    folder = Path(mkdtemp())
-    shutil.copytree(await crashed_home(), folder, dirs_exist_ok=True)
+async def test_damage_is_repaired_or_told_of_and_never_believed(seed: int, tmp_path: Path) -> None:
+    expected, folder = await undisturbed(), tmp_path / "home"
+    crashed = await crashed_home()
+    shutil.copytree(crashed.folder, folder)
     draw = random.Random(seed)
     told = [damage(folder, draw) for _ in range(draw.choice((1, 1, 1, 4)))]
     home = machine(folder)
