@@ -115,8 +115,7 @@ async def test_processes_see_the_folder_of_the_command_not_of_the_kernel(tmp_pat
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 async def test_a_command_that_is_ended_takes_its_process_with_it(tmp_path, signum, code):
-    if signal.getsignal(signum) is signal.SIG_IGN:
-        pytest.skip("whoever started the tests has them ignore this signal (nohup)")
+    _skip_if_ignored(signum)
     async with served_kernel(tmp_path) as (kernel, _):
         process = await anyio.open_process(
             command("run", "patient"), env=environ(tmp_path), stdin=subprocess.DEVNULL
@@ -129,6 +128,7 @@ async def test_a_command_that_is_ended_takes_its_process_with_it(tmp_path, signu
 
 
 async def test_ctrl_c_exits_with_130(tmp_path):
+    _skip_if_ignored(signal.SIGINT)
     async with served_kernel(tmp_path) as (kernel, _):
         async with await anyio.open_process(
             command("run", "patient"), env=environ(tmp_path), stdin=subprocess.DEVNULL
@@ -148,6 +148,11 @@ async def test_killed_outright_it_still_takes_its_process_with_it(tmp_path):
             await _until_processes(kernel, 1)
             process.kill()
         await _until_processes(kernel, 0)
+
+
+def _skip_if_ignored(signum):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        pytest.skip("whoever started the tests has them ignore this signal (nohup, or a job's &)")
 
 
 async def _until_processes(kernel, number):
