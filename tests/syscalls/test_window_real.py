@@ -96,9 +96,9 @@ async def test_a_conversation_of_many_windows_goes_on_and_still_answers(
     params = {"window": window, "system": "Be brief.", "max_tokens": 60}
     pid = await runtime.spawn("chat", params, stdin=True)
     for thing in (*FACTS, *FACTS[:2]):
-        runtime.send_input(pid, f"Tell me about the {thing} of Europe.")
-    runtime.send_input(pid, "What is the capital of France?")
-    runtime.send_input(pid, None)
+        await runtime.send_input(pid, f"Tell me about the {thing} of Europe.")
+    await runtime.send_input(pid, "What is the capital of France?")
+    await runtime.send_input(pid, None)
     status = await runtime.wait(pid)
     assert status.code == 0, status.message
     said = runtime.output_text(pid)
