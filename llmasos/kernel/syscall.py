@@ -124,7 +124,10 @@ class Syscall:
         """Of the annotated result (its parameters' annotations may not be there at run time); None where a
         value of JSON's types is the result already."""
         annotations = {"return": self.function.__annotations__.get("return", Any)}
-        holder, names = SimpleNamespace(__annotations__=annotations), self.function.__globals__
+        names = inspect.unwrap(
+            self.function
+        ).__globals__  # those of the module that it was written in
+        holder = SimpleNamespace(__annotations__=annotations)
         kind = get_type_hints(holder, names, include_extras=True)["return"]
         return None if kind is Any or is_typeddict(kind) else TypeAdapter(kind)
 
