@@ -100,11 +100,9 @@ class Dispatcher:
         task = self._tasks[pid]
         is_unwinding = task.is_dying or self._runtime.is_ending
         if is_unwinding:
-            await (
-                anyio.lowlevel.checkpoint_if_cancelled()
-            )  # but for what it shields while it cleans up
-        if is_unwinding and self._effect(name) is not Effect.PURE:
-            raise Interrupted(f"The process is being ended; {name} is not done any more.")
+            await anyio.lowlevel.checkpoint_if_cancelled()  # it ends here, unless it is shielded
+            if self._effect(name) is not Effect.PURE:
+                raise Interrupted(f"The process is being ended; {name} is not done any more.")
         if self._journal is None or is_unwinding:
             request = _Request(process, task, name, args, UNNAMED, on_chunk)
             result = await self._perform(request)

@@ -207,14 +207,7 @@ class GenerateJob(Job):
         if answer.logprob is not None:
             logprob = TokenLogprob(token_id, answer.logprob, answer.top_logprobs)
         text = self._take(token_id, logprob)
-        reason = self._finish_reason(token_id)
-        if reason is FinishReason.WINDOW and self._may_make_room:
-            self._emit(text, (token_id,))
-            self._pause()
-        elif reason is not None:
-            self._finish(reason, now, text, (token_id,))
-        else:
-            self._emit(text, (token_id,))
+        self._go_on(token_id, text, self._finish_reason(token_id), now)
 
     def take_up(self, chunks: Sequence[Chunk], now: float) -> None:
         """Go on where an earlier run of the same generation stood after these chunks, whose tokens are
@@ -228,14 +221,19 @@ class GenerateJob(Job):
             token_id = chunk.token_ids[0]
             text = self._take(token_id, chunk.logprob)
             reason = self._finish_reason(token_id)
-            if is_last and reason is FinishReason.WINDOW and self._may_make_room:
-                self._emit(text, (token_id,))
-                self._pause()
-            elif is_last and reason is not None:
-                self._finish(reason, now, text, (token_id,))
-            else:  # it went on, whatever its context's length is by now
-                self._emit(text, (token_id,))
+            # It went on after all but the last, whatever its context's length is by now.
+            self._go_on(token_id, text, reason if is_last else None, now)
         self._is_taking_up = False
+
+    def _go_on(self, token_id: int, text: str, reason: FinishReason | None, now: float) -> None:
+        """Tell of a token, and end or pause where there is a reason to."""
+        if reason is FinishReason.WINDOW and self._may_make_room:
+            self._emit(text, (token_id,))
+            self._pause()
+        elif reason is not None:
+            self._finish(reason, now, text, (token_id,))
+        else:
+            self._emit(text, (token_id,))
 
     def _take(self, token_id: int, logprob: TokenLogprob | None) -> str:
         """Take a token in; the text that it completes."""

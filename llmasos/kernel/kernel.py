@@ -314,15 +314,13 @@ class Kernel:
     def scratch_context(self, process: Process, context: Context) -> Context:
         """A copy for a moment's work of the kernel's own: neither its owner nor the journal sees it,
         and it takes no number that theirs could have had."""
-        process.num_scratch += 1
-        child = self._fork(process, context, ContextId(-process.num_scratch), stream=0)
+        child = self._fork(process, context, process.next_scratch_id(), stream=0)
         child.is_scratch = True
         return child
 
     def blank_context(self, process: Process) -> Context:
         """An empty one for a moment's work of the kernel's own, as `scratch_context`."""
-        process.num_scratch += 1
-        context_id = ContextId(-process.num_scratch)
+        context_id = process.next_scratch_id()
         context = Context(self.pool, pid=process.pid, context_id=context_id, stream=0)
         context.is_scratch = True
         process.contexts[context_id] = context

@@ -113,6 +113,11 @@ class Process:
         self.num_children += 1
         return derive_seed(self.seed, self.num_children)
 
+    def next_scratch_id(self) -> ContextId:
+        """The number of its next scratch context: below 0, so that none of its own is taken."""
+        self.num_scratch += 1
+        return ContextId(-self.num_scratch)
+
     def next_stream(self) -> int:
         """A random-number stream that no other context of this process draws from."""
         self.num_streams += 1

@@ -332,8 +332,7 @@ class Runtime:
         task = self._tasks[pid]
         self._record(process, ("sig", int(signal)))
         if signal is Signal.STOP:
-            process.stopped = task.deliveries.is_held = True
-            task.resumed.clear()
+            self._stop(process, task)
         elif signal is Signal.CONT:
             self._resume(process, task)
         elif signal is Signal.INT:
@@ -579,8 +578,7 @@ class Runtime:
     def hold(self, pid: Pid, reason: str) -> None:
         """Stop a process until somebody looks at it; `ps` says why."""
         process, task = self.kernel.live(pid), self._tasks[pid]
-        process.stopped = task.deliveries.is_held = True
-        task.resumed.clear()
+        self._stop(process, task)
         process.note = reason
 
     def _start(self, process: Process, task: Task) -> None:
@@ -621,6 +619,10 @@ class Runtime:
         task.output.close()
         task.done.set()
         self._forget_old_output()
+
+    def _stop(self, process: Process, task: Task) -> None:
+        process.stopped = task.deliveries.is_held = True
+        task.resumed.clear()
 
     def _resume(self, process: Process, task: Task) -> None:
         if task.feed is not None and task.feed.has_diverged and task.signal is None:

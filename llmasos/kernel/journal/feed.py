@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -76,9 +75,7 @@ class Feed:
         self._give_up = give_up
         self._on_given = on_given
         self._actions = {_key(action): action for action in history.actions}
-        """Those that the app has still to do again."""
-        self._order = deque(self._actions)
-        """Their keys in order; those that were done again are taken out when they come to the front."""
+        """Those that the app has still to do again, in order."""
         self._gates = [(action.given, _key(action)) for action in history.actions]
         heapq.heapify(self._gates)
         self._is_answered = {event[1] for event in history.given if event[0] != "tok"}
@@ -100,13 +97,6 @@ class Feed:
     async def caught_up(self) -> None:
         """Wait until `is_over`."""
         await self._caught_up.wait()
-
-    @property
-    def next_action(self) -> Action | None:
-        """What the app must do next."""
-        while self._order and self._order[0] not in self._actions:
-            self._order.popleft()
-        return self._actions[self._order[0]] if self._order else None
 
     async def answer(
         self,
@@ -136,7 +126,8 @@ class Feed:
 
     async def ended(self) -> None:
         """The app has come to its end: that must be all that is recorded."""
-        if (action := self.next_action) is not None and not self.has_diverged:
+        action = next(iter(self._actions.values()), None)
+        if action is not None and not self.has_diverged:
             verb = "gave up" if action.is_cancel else "asked for"
             await self._halt(f"recorded: it {verb} {_shown(action)}; now: it ended there.")
 

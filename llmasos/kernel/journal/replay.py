@@ -89,8 +89,7 @@ class Replay:
 
     async def _run_app(self) -> None:
         begin_strands()
-        port = _ReplayPort(self._history.pid, self)
-        status = await run_program(self._program, port, self._history.spawn["params"])
+        status = await run_program(self._program, self, self._history.spawn["params"])
         await self._feed.ended()
         await self._feed.caught_up()  # with what came for calls that it had given up
         self._exit = status
@@ -106,8 +105,16 @@ class Replay:
             await anyio.lowlevel.checkpoint()
         self._over.set()
 
+    @property
+    def pid(self) -> Pid:
+        """Whose record it is: to its app, a replay is a `Port`."""
+        return self._history.pid
+
     async def syscall(
-        self, name: str, args: Mapping[str, Any], on_chunk: Callable[[Chunk], None] | None
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Any:
         """Answer one call of the app from the record."""
         call = next_call()
@@ -127,19 +134,3 @@ class Replay:
     def _diverge(self, problem: str) -> None:
         self._problem = problem
         self._over.set()
-
-
-@dataclass(frozen=True, slots=True)
-class _ReplayPort:
-    """A replayed app's way to its record."""
-
-    pid: Pid
-    replay: Replay
-
-    async def syscall(
-        self,
-        name: str,
-        args: Mapping[str, Any],
-        on_chunk: Callable[[Chunk], None] | None = None,
-    ) -> Any:
-        return await self.replay.syscall(name, args, on_chunk)
