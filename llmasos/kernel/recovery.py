@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
 
 ComeBack = Callable[[Process, Task, History], None]
+Texts = dict[Pid, list[bytes] | JournalDamaged]
+"""What is recorded of processes, read once; or what is wrong with it."""
 
 HEAD_START_S = 3.0
 """How long people's processes may catch up alone."""
@@ -111,11 +113,12 @@ async def recover(runtime: Runtime, journal: Journal, come_back: ComeBack) -> Re
     recovered = Recovered()
     rows = await anyio.to_thread.run_sync(journal.store.unfinished)
     live = {row.pid for row in rows}
-    watched = await anyio.to_thread.run_sync(_watched, journal, rows)
+    texts = await anyio.to_thread.run_sync(_texts_of_all, journal, rows)
+    watched = _watched(rows, texts)
     await _recover_zombies(runtime, journal, live)
     for pids in (watched, live - watched):
         chosen = [row for row in rows if row.pid in pids]
-        for history in await _histories(runtime, journal, chosen, live, recovered):
+        for history in await _histories(runtime, journal, chosen, texts, live, recovered):
             _recover_one(runtime, journal, history, live, recovered, come_back)
         if pids is watched:
             await _head_start(runtime, watched)
@@ -126,6 +129,7 @@ async def _histories(
     runtime: Runtime,
     journal: Journal,
     rows: Sequence[ProcessRow],
+    texts: Texts,
     live: set[Pid],
     recovered: Recovered,
 ) -> list[History]:
@@ -133,7 +137,8 @@ async def _histories(
     histories = []
     for row in rows:
         try:
-            histories.append(await anyio.to_thread.run_sync(_read, journal, row))
+            recorded = texts.pop(row.pid)
+            histories.append(await anyio.to_thread.run_sync(_understood, row.pid, recorded))
         except JournalDamaged as error:
             recovered.damaged[row.pid] = str(error)
             journal.end_damaged(row.pid, str(error), runtime.now())
@@ -142,20 +147,41 @@ async def _histories(
     return histories
 
 
-def _watched(journal: Journal, rows: Sequence[ProcessRow]) -> set[Pid]:
-    """Those that people wait for at a terminal, and their descendants. Blocks."""
+def _texts_of_all(journal: Journal, rows: Sequence[ProcessRow]) -> Texts:
+    """What is recorded of each process. Blocks."""
+    texts: Texts = {}
+    for row in rows:
+        try:
+            texts[row.pid] = _texts(journal, row)
+        except JournalDamaged as error:
+            texts[row.pid] = error
+    return texts
+
+
+def _texts(journal: Journal, row: ProcessRow) -> list[bytes]:
+    if row.is_damaged:
+        raise JournalDamaged(f"Part of process {row.pid}'s journal is lost.")
+    return journal.store.events(row.pid)
+
+
+def _understood(pid: Pid, texts: list[bytes] | JournalDamaged) -> History:
+    if isinstance(texts, JournalDamaged):
+        raise texts
+    return History(pid, decode_events(texts))
+
+
+def _watched(rows: Sequence[ProcessRow], texts: Texts) -> set[Pid]:
+    """Those that people wait for at a terminal, and their descendants."""
     found: set[Pid] = set()
     for row in rows:  # a child's pid is always higher than its parent's
-        if row.ppid in found or _was_watched(journal, row):
+        if row.ppid in found or _was_watched(texts[row.pid]):
             found.add(row.pid)
     return found
 
 
-def _was_watched(journal: Journal, row: ProcessRow) -> bool:
+def _was_watched(texts: list[bytes] | JournalDamaged) -> bool:
     """Without understanding all that is recorded of it, which takes time."""
-    try:
-        texts = journal.store.events(row.pid)
-    except JournalDamaged:
+    if isinstance(texts, JournalDamaged):
         return False
     fronts = [text for text in texts if text.startswith(b'["front",')]
     events = decode_events([*texts[:1], *fronts[-1:]])
@@ -171,9 +197,7 @@ async def _head_start(runtime: Runtime, pids: Set[Pid]) -> None:
 
 
 def _read(journal: Journal, row: ProcessRow) -> History:
-    if row.is_damaged:
-        raise JournalDamaged(f"Part of process {row.pid}'s journal is lost.")
-    return History(row.pid, journal.read(row.pid))
+    return _understood(row.pid, _texts(journal, row))
 
 
 async def _recover_zombies(runtime: Runtime, journal: Journal, live: set[Pid]) -> None:
