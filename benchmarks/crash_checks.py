@@ -208,11 +208,7 @@ async def _replays(home: Path) -> tuple[int, list[str]]:
     with journal_of(home, home.parent / "copy") as store:
         for row in store.rows(limit=1 << 30):
             history = History(row.pid, decode_events(store.events(row.pid)))
-
-            def decode(name: str, value: Any) -> Any:
-                return table[name].decode_result(value)
-
-            replayed = await Replay(history, load(row.app), decode=decode).run()
+            replayed = await Replay(history, load(row.app), decode=table.decode_result).run()
             num += 1
             if replayed.problem or replayed.output != "".join(history.holdings.output):
                 problems.append(f"process {row.pid} ({row.app}) replays differently: {replayed}")

@@ -19,10 +19,8 @@ from llmasos.kernel.abi import (
     AppInfo,
     Capabilities,
     ContextId,
-    ExitStatus,
     Limits,
     Pid,
-    Signal,
 )
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import CoreInfo
@@ -210,9 +208,7 @@ async def _recover_zombies(runtime: Runtime, journal: Journal, live: set[Pid]) -
         except JournalDamaged:
             continue
         process = _process(runtime, history, live)
-        signal = None if row.exit_signal is None else Signal(row.exit_signal)
-        process.exit = ExitStatus(row.exit_code or 0, row.exit_message, signal)
-        process.ended_at = row.ended_at
+        process.exit, process.ended_at = row.exit, row.ended_at
         runtime.kernel.restore_process(process)
         runtime.adopt(process, _task(history))
 

@@ -550,7 +550,7 @@ class Runtime:
         task.feed = Feed(
             history,
             task.deliveries,
-            decode=lambda name, value: self.syscalls[name].decode_result(value),
+            decode=self.syscalls.decode_result,
             diverge=diverge,
             give_up=functools.partial(self._dispatcher.give_up, process, task),
         )

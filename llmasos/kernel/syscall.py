@@ -204,6 +204,10 @@ class SyscallTable(Mapping[str, Syscall]):
         except KeyError:
             raise NoSuchSyscall(f"There is no syscall {name!r}.") from None
 
+    def decode_result(self, name: str, value: Any) -> Any:
+        """A result of the syscall of that name; see `Syscall.decode_result`."""
+        return self[name].decode_result(value)
+
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 

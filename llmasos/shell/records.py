@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmasos.kernel.abi import ExitStatus, Pid, ProcessInfo, ProcessState, Signal
+from llmasos.kernel.abi import Pid, ProcessInfo, ProcessState
 from llmasos.kernel.errors import ConfigError
 from llmasos.shell.environment import Environment
 from llmasos.shell.home import JOURNAL_NAME, home_folder
@@ -92,16 +92,9 @@ def process_info(row: ProcessRow) -> ProcessInfo:
         pages_shared=0,
         num_contexts=0,
         num_syscalls=0,
-        exit=_exit(row),
+        exit=row.exit,
         note="Part of its journal is lost." if row.is_damaged else "",
     )
     if row.ended_at is None:
         return replace(info, state=ProcessState.STOPPED, note=info.note or COMES_BACK)
     return info
-
-
-def _exit(row: ProcessRow) -> ExitStatus | None:
-    if row.ended_at is None:
-        return None
-    signal = None if row.exit_signal is None else Signal(row.exit_signal)
-    return ExitStatus(row.exit_code or 0, row.exit_message, signal)

@@ -34,7 +34,7 @@ async def replayed(environment: Environment, history: History, *, step: bool) ->
     replay = Replay(
         history,
         program,
-        decode=lambda name, value: syscalls[name].decode_result(value),
+        decode=syscalls.decode_result,
         on_given=steps.given if steps else lambda _: None,
     )
     if steps is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from llmasos.kernel.abi import Pid
+from llmasos.kernel.abi import ExitStatus, Pid, Signal
 
 
 class Level(enum.StrEnum):
@@ -49,6 +49,14 @@ class ProcessRow:
     exit_signal: int | None = None
     reaped: bool = False
     is_damaged: bool = False
+
+    @property
+    def exit(self) -> ExitStatus | None:
+        """How it ended; None while it has not."""
+        if self.ended_at is None:
+            return None
+        signal = None if self.exit_signal is None else Signal(self.exit_signal)
+        return ExitStatus(self.exit_code or 0, self.exit_message, signal)
 
 
 @dataclass(frozen=True, slots=True)

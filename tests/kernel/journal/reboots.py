@@ -135,7 +135,7 @@ class Machine:
 
     def decode(self, name: str, value: Any) -> Any:
         """A syscall's result."""
-        return self.table[name].decode_result(value)
+        return self.table.decode_result(name, value)
 
     @property
     def table(self) -> SyscallTable:
