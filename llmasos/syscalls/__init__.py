@@ -8,6 +8,7 @@ from llmasos.kernel.syscall import Syscall, SyscallTable
 from llmasos.syscalls.calc import SYSCALLS as CALC
 from llmasos.syscalls.clock import SYSCALLS as CLOCK
 from llmasos.syscalls.context import SYSCALLS as CONTEXT
+from llmasos.syscalls.embed import SYSCALLS as EMBED
 from llmasos.syscalls.exec import exec_syscalls
 from llmasos.syscalls.fs import SYSCALLS as FS
 from llmasos.syscalls.io import SYSCALLS as IO
@@ -16,6 +17,7 @@ from llmasos.syscalls.memory import SYSCALLS as MEMORY
 from llmasos.syscalls.process import SYSCALLS as PROCESS
 from llmasos.syscalls.sandbox import Sandbox
 from llmasos.syscalls.search import SYSCALLS as SEARCH
+from llmasos.syscalls.table import SYSCALLS as TABLE
 from llmasos.syscalls.web import SYSCALLS as WEB
 
 
@@ -27,6 +29,7 @@ def builtin_syscalls(
     return SyscallTable(
         (
             *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
+            *(*EMBED, *TABLE),
             *execution,
             *mounted,
         )
