@@ -1,4 +1,4 @@
-"""The apps at work on the default model: many customers at once against one at a time.
+"""The apps at work: many customers at once against one at a time, recommendations against implicit's own.
 
     python -m benchmarks.apps [--json] [--quick]
 
@@ -18,11 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from implicit.als import AlternatingLeastSquares
+from implicit.nearest_neighbours import CosineRecommender
 
 from benchmarks.harness import Bar, Report, Samples, arguments, finish, progress, run
 from benchmarks.ours import stored_model
 from llmasos.apps.builtin import load_builtin
+from llmasos.apps.recommender.data import Data, parse_events, parse_items
+from llmasos.apps.recommender.evaluation import evaluate, interval, judge, split
+from llmasos.apps.recommender.models import matrix_of
+from llmasos.apps.recommender.ranking import Taste
 from llmasos.kernel.abi import Capabilities, Pid
 from llmasos.kernel.cores.torch_core import TorchCore
 from llmasos.kernel.runtime import Runtime
@@ -151,10 +159,65 @@ def support(report: Report, *, quick: bool) -> None:
     )
 
 
+def recommender(report: Report) -> None:
+    """Our lists against implicit's own and popularity, fitted on the same past, judged on the same later
+    events."""
+    folder = EXAMPLES / "recommender"
+    items = parse_items("items.csv", (folder / "items.csv").read_text(encoding="utf-8"))
+    events = parse_events("events.csv", (folder / "events.csv").read_text(encoding="utf-8"), items)
+    data = Data(items, events)
+    past, later = split(data)
+    progress("recommender")
+    ours = {f.name: f for f in evaluate(data, ["knn", "als", "popular"], None, Taste())}
+    direct = {
+        "knn": CosineRecommender(K=50, num_threads=1),
+        "als": AlternatingLeastSquares(
+            factors=32, regularization=0.05, iterations=15, random_state=7, num_threads=1
+        ),
+    }
+    for name, model in direct.items():
+        matrix = matrix_of(past) * (10.0 if name == "als" else 1.0)
+        model.fit(matrix, show_progress=False)
+        ids, _ = model.recommend(np.arange(matrix.shape[0]), matrix, N=10)
+        lists = {
+            u: [past.item_ids[at] for at in ids[n] if at >= 0] for n, u in enumerate(past.users)
+        }
+        peer = judge(name, {user: lists[user] for user in later}, later, data, None)
+        values = {"ours": ours[name], "implicit": peer, "popularity": ours["popular"]}
+        for who, figures in values.items():
+            low, high = interval(figures.ndcg)
+            report.rows.append(
+                {
+                    "case": f"recommender {name}: {who}",
+                    "ndcg_at_10": round(float(figures.ndcg.mean()), 3),
+                    "interval": f"{low:.3f} to {high:.3f}",
+                    "coverage": round(figures.coverage, 2),
+                }
+            )
+        means = {who: float(figures.ndcg.mean()) for who, figures in values.items()}
+        report.bars += [
+            Bar(
+                f"recommender {name}: nDCG@10 against implicit's own",
+                means["ours"] / means["implicit"],
+                1.0,
+            ),
+            Bar(
+                f"recommender {name}: nDCG@10 against popularity",
+                means["ours"] / means["popularity"],
+                1.0,
+            ),
+        ]
+
+
 def main() -> int:
-    args = arguments(__doc__ or "").parse_args()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--only", choices=("support", "recommender"), help="one of the apps")
+    args = parser.parse_args()
     report = Report("apps")
-    support(report, quick=args.quick)
+    if args.only != "recommender":
+        support(report, quick=args.quick)
+    if args.only != "support":
+        recommender(report)
     return finish(report, as_json=args.json)
 
 

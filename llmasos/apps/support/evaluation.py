@@ -246,7 +246,7 @@ def wilson(num_yes: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def _share(values: Sequence[bool]) -> str:
-    return f"{sum(values) / len(values):.0%} ({sum(values)} of {len(values)})" if values else "none"
+    return f"{sum(values) / len(values):.1%} ({sum(values)} of {len(values)})" if values else "none"
 
 
 async def _moods(proc: Proc, desk: Desk) -> str:

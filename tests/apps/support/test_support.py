@@ -131,9 +131,9 @@ async def test_an_evaluation_leaves_the_order_table_as_it_was(desk: AppMachine) 
     code, said = await desk.run("support", eval="cases.jsonl", trials=2, today=TODAY)
     assert code == 0
     assert "failed line 2, trial 0: answers ['when-are-you-open']" in said
-    assert "accuracy 50% (2 of 4)" in said
+    assert "accuracy 50.0% (2 of 4)" in said
     assert "pass^2 50%" in said
-    assert "order table right where it was to change 100% (2 of 2)" in said
+    assert "order table right where it was to change 100.0% (2 of 2)" in said
     assert status_of(desk, "FB-1002") == ("delivered", None)
     assert not list(desk.root.glob(".support-trial*"))
 
