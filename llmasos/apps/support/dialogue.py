@@ -15,19 +15,19 @@ from llmasos.apps.support.desk import HELLO, HUMAN, THANKS, Desk
 from llmasos.apps.support.flow_run import Ending, FlowRun, Told
 from llmasos.apps.support.matching import NOTHING, Match
 from llmasos.apps.support.moods import Mood
-from llmasos.apps.support.sayings import is_cancel, named, say
+from llmasos.apps.support.sayings import is_cancel, named, say, yes_or_no
 from llmasos.apps.support.wording import in_own_words
 
+MAYBE = 0.65
+"""Share of the threshold from which on the nearest entry is offered, not given."""
 CLOSE = 0.03
 """Labels this close to the best are decided between by the model."""
 MAX_CLOSE = 3
-MAX_UNKNOWN = 2
-"""Texts in a row that nothing here answers, before a person takes over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """What became of a text: `answer`, `flow`, `done`, `cancelled`, `unknown`, `hand_over`, `talk`."""
+    """What became of it: `answer`, `offer`, `flow`, `done`, `cancelled`, `unknown`, `hand_over`, `talk`."""
 
     kind: str
     detail: str = ""
@@ -59,7 +59,8 @@ class Dialogue:
     is_handed_over: bool = False
     mood: Mood = field(default_factory=lambda: Mood(0.0))
     flow: FlowRun | None = None
-    _num_unknown: int = 0
+    offered: str | None = None
+    """The entry that the customer was asked about: is it meant?"""
 
     def __post_init__(self) -> None:
         self.language = self.language or self.desk.language
@@ -75,7 +76,11 @@ class Dialogue:
             return sorry + self._hand_over("asked for a person" if wants_human else "upset")
         if self.flow is not None:
             return await self._in_flow(self.flow, text, ranked)
-        return await self._act(text, await self._decided(text, ranked))
+        if self.offered is not None and (answer := yes_or_no(text)) is not None:
+            entry_id, self.offered = self.offered, None
+            return await self._answer(text, entry_id) if answer else self._unknown()
+        self.offered = None
+        return await self._act(text, await self._decided(text, ranked), ranked)
 
     def _believed(self, ranked: Sequence[Match]) -> str:
         """The best label, or nothing where it is too far away."""
@@ -95,10 +100,8 @@ class Dialogue:
         scores = await Classifier(self.proc, kinds).scores(text)
         return max(scores, key=lambda label: scores[label])
 
-    async def _act(self, text: str, label: str) -> list[str]:
+    async def _act(self, text: str, label: str, ranked: Sequence[Match]) -> list[str]:
         kind, _, name = label.partition(":")
-        if kind in ("answer", "flow"):
-            self._num_unknown = 0
         if kind == "answer":
             return await self._answer(text, name)
         if kind == "flow":
@@ -106,14 +109,25 @@ class Dialogue:
         if label in (HELLO, THANKS):
             self.happened.append(Happening("talk", label))
             return [self._greeting() if label == HELLO else say("thanks", self.language)]
-        return self._unknown()
+        return self._offer(ranked) or self._unknown()
+
+    def _offer(self, ranked: Sequence[Match]) -> list[str]:
+        """The nearest entry as a question back, where it is not far; nothing where it is."""
+        kind, _, entry_id = ranked[0].label.partition(":") if ranked else ("", "", "")
+        least = MAYBE * self.desk.threshold(self.language)
+        if kind != "answer" or ranked[0].score < least:
+            return []
+        self.offered = entry_id
+        self.happened.append(Happening("offer", entry_id))
+        question = self.desk.entry(entry_id, self.language).question
+        question = question if question.endswith("?") else f"{question}?"
+        return [say("did_you_mean", self.language, question=question)]
 
     def _greeting(self) -> str:
         name = f" {self.setting.name}" if self.setting.name else ""
         return say("hello", self.language, desk=self.desk.config.name, name=name)
 
     def _unknown(self) -> list[str]:
-        self._num_unknown += 1
         self.happened.append(Happening("unknown"))
         told = [say("unknown", self.language)]
         return told + self._hand_over("nothing in the base answers it")

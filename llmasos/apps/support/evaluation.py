@@ -1,9 +1,10 @@
 """How good a desk is, on cases that say what should come of them.
 
 A case is a customer's turns and what is expected: `answers` (ids, in order), `flow`, `handover`, `language`,
-and `orders`, what differs in the order table afterwards. It passes when all of that is so and nothing else in
-the table has changed. Each case is tried several times, in other spellings (`variant`), on a fresh copy of
-the table; pass^k is the chance that k trials of a case all pass (Yao et al., tau-bench, 2024).
+and `orders`, what differs in the order table afterwards. It passes when all of that is so and nothing else
+in the table has changed. Asked "do you mean ...?", the customer says yes to what is expected. Each case is
+tried several times, in other spellings (`variant`), on a fresh copy of the table; pass^k is the chance that k
+trials of a case all pass (Yao et al., tau-bench, 2024).
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ async def _try(proc: Proc, desk: Desk, setting: Setting, case: Case, number: int
         if dialogue.is_handed_over:
             break
         await dialogue.take(variant(turn, number))
+        if dialogue.offered is not None:  # the customer knows what was meant
+            await dialogue.take("yes" if dialogue.offered in case.expect.answers else "no")
     after = await _rows(proc, desk, copy)
     if copy is not None:
         await proc.call("fs.remove", path=copy)
@@ -136,7 +139,8 @@ def changes(before: Rows, after: Rows) -> Rows:
     """What is new in each row, by its first column."""
     changed = {}
     for key, row in after.items():
-        new = {name: cell for name, cell in row.items() if before.get(key, {}).get(name) != cell}
+        old = before.get(key, {})
+        new = {name: cell for name, cell in row.items() if old.get(name) != cell}
         if new:
             changed[key] = new
     return changed
@@ -154,14 +158,24 @@ def judge(case: Case, number: int, dialogue: Dialogue, changed: Rows) -> Trial:
     if dialogue.is_handed_over != expect.handover:
         reasons = [h.detail for h in dialogue.happened if h.kind == "hand_over"]
         problems.append(f"handed over: {reasons}" if reasons else "not handed over")
-    if changed != expect.orders:
+    is_state_right = _same(changed, expect.orders)
+    if not is_state_right:
         problems.append(f"orders changed: {changed}")
     if expect.language and dialogue.language != expect.language:
         problems.append(f"language {dialogue.language}")
     return Trial(
-        case, number, is_understood, changed == expect.orders, dialogue.is_handed_over,
+        case, number, is_understood, is_state_right, dialogue.is_handed_over,
         "; ".join(problems),
     )  # fmt: skip
+
+
+def _same(changed: Rows, expected: Rows) -> bool:
+    """Capitals do not count: a careless customer writes none, and a text is taken as it was written."""
+
+    def folded(rows: Rows) -> dict[str, dict[str, str]]:
+        return {k: {n: str(c).casefold() for n, c in row.items()} for k, row in rows.items()}
+
+    return folded(changed) == folded(expected)
 
 
 def variant(text: str, number: int) -> str:
@@ -232,7 +246,7 @@ def wilson(num_yes: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def _share(values: Sequence[bool]) -> str:
-    return f"{sum(values) / len(values):.0%} ({sum(values)} of {len(values)})" if values else "none"
+    return f"{sum(values) / len(values):.1%} ({sum(values)} of {len(values)})" if values else "none"
 
 
 async def _moods(proc: Proc, desk: Desk) -> str:

@@ -139,8 +139,12 @@ DEFAULT_THRESHOLD = 0.55
 """Where there are no examples of both kinds to fit one on."""
 
 
+WRONG_COSTS = 2.0
+"""An answer to what was not asked, in hand-overs of what could have been answered."""
+
+
 def best_threshold(told: Sequence[tuple[float, bool]]) -> tuple[float, float]:
-    """The score that best divides true from false, both weighing the same, and the balanced accuracy.
+    """The score that best divides true from false, and the balanced accuracy there.
 
     Half way between two scores, and of equally good ones the middle one."""
     num_yes = sum(is_yes for _, is_yes in told)
@@ -150,11 +154,16 @@ def best_threshold(told: Sequence[tuple[float, bool]]) -> tuple[float, float]:
     scores = sorted({score for score, _ in told})
     cuts = [scores[0] - 0.01, *((a + b) / 2 for a, b in pairwise(scores))]
 
-    def accuracy(cut: float) -> float:
+    def shares(cut: float) -> tuple[float, float]:
         kept = sum(is_yes for score, is_yes in told if score >= cut)
         left = sum(not is_yes for score, is_yes in told if score < cut)
-        return (kept / num_yes + left / num_no) / 2
+        return kept / num_yes, left / num_no
 
-    best = max(map(accuracy, cuts))
-    tied = [cut for cut in cuts if accuracy(cut) == best]
-    return tied[len(tied) // 2], best
+    def worth(cut: float) -> float:
+        known, unknown = shares(cut)
+        return known + WRONG_COSTS * unknown
+
+    best = max(map(worth, cuts))
+    tied = [cut for cut in cuts if worth(cut) == best]
+    chosen = tied[len(tied) // 2]
+    return chosen, sum(shares(chosen)) / 2

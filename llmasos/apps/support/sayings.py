@@ -25,6 +25,12 @@ SAYINGS: dict[str, dict[str, str]] = {
         "de": "Das weiß ich nicht, und raten möchte ich nicht.",
         "fr": "Je ne le sais pas, et je préfère ne pas deviner.",
     },
+    "did_you_mean": {
+        "en": "I am not sure. Do you mean: {question} Yes or no.",
+        "es": "No estoy seguro. ¿Quiere decir: {question} Sí o no.",
+        "de": "Ich bin nicht sicher. Meinen Sie: {question} Ja oder nein.",
+        "fr": "Je ne suis pas sûr. Voulez-vous dire : {question} Oui ou non.",
+    },
     "hand_over": {
         "en": "I am handing you over to a colleague, who sees what we have written.",
         "es": "Le paso con un compañero, que ve lo que hemos escrito.",

@@ -18,6 +18,9 @@ MIN_ASKED, MIN_UNASKED = 0.2, 0.35
 MIN_LEAD = 0.03
 """A lead below which the model decides between two choices."""
 MAX_TEXT_CHARS = 300
+_POLITE = re.compile(
+    r"[\s,.!]*\b(?:thanks?(?: you)?|please|gracias|danke|bitte)[.!\s]*$", re.IGNORECASE
+)
 _LEADS = re.compile(
     r"(?:\bto\b|\bis\b|\bnow\b|:|\bat\b|\ba\b|\bes\b|\bnach\b|\bist\b|\blautet\b)\s+", re.IGNORECASE
 )
@@ -84,12 +87,15 @@ async def _by_model(
 
 async def _copied(proc: Proc, slot: Slot, text: str, *, asked: bool) -> list[str]:
     """The part of a text that is the value: the whole answer, or what follows one of its lead words."""
-    flat = " ".join(text.split())[:MAX_TEXT_CHARS].strip()
+    flat = _POLITE.sub("", " ".join(text.split())[:MAX_TEXT_CHARS]).strip()
     spans = [flat[match.end() :] for match in _LEADS.finditer(flat)]
     candidates = [span.rstrip(" .!") for span in ([flat] * asked) + spans]
-    fitting = [span for span in candidates if span and re.search(slot.must or "", span)]
-    if asked and len(spans) == 0:
-        return fitting[:1]
+    fitting = [
+        span for span in candidates if span and re.search(slot.must or "", span, re.IGNORECASE)
+    ]
+    told = [span for span in fitting if not re.search(r"\d", flat[: flat.find(span)])]
+    if asked and fitting:
+        return [min(told, key=len) if told else flat]
     if len(fitting) <= 1:
         return fitting
     async with proc.context() as context:

@@ -45,15 +45,16 @@ async def in_own_words(opening: ContextHandle, question: str, passage: str) -> s
         if not is_borne_out(sentence, passage, question):
             break
         kept.append(sentence)
-    return " ".join(kept) or None
+    answer = " ".join(kept)
+    is_partial = 0 < len(_numbers(answer)) < len(set(_numbers(passage)))
+    return None if is_partial else answer or None  # one figure of several has lost its condition
 
 
 def is_borne_out(sentence: str, passage: str, question: str) -> bool:
     """Whether a sentence ends, and its numbers, names and most of its words are the passage's."""
     if not sentence.rstrip().endswith((".", "!", "?")):
         return False
-    numbers = re.findall(r"\d+(?:[.,:]\d+)*", sentence)
-    if any(number not in re.findall(r"\d+(?:[.,:]\d+)*", passage) for number in numbers):
+    if not set(_numbers(sentence)) <= set(_numbers(passage)):
         return False
     known = set(terms(passage)) | set(terms(question))
     names = [word for word in re.findall(r"(?<=\s)[A-Z]\w+", sentence) if word != "I"]
@@ -65,6 +66,10 @@ def is_borne_out(sentence: str, passage: str, question: str) -> bool:
     weighty = terms(sentence)
     covered = sum(term in known for term in weighty)
     return bool(weighty) and covered / len(weighty) >= MIN_COVERED
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"\d+(?:[.,:]\d+)*", text)
 
 
 def _turn(passage: str, question: str) -> str:
