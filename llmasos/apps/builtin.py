@@ -11,9 +11,10 @@ from llmasos.apps.chat import chat
 from llmasos.apps.complete import complete
 from llmasos.apps.recommender.app import recommender
 from llmasos.apps.support.app import support
+from llmasos.apps.writer.app import writer
 from llmasos.kernel.errors import NoSuchApp
 
-_APPS = (agent, call, chat, complete, recommender, support)
+_APPS = (agent, call, chat, complete, recommender, support, writer)
 
 
 def builtin_apps() -> dict[str, App]:

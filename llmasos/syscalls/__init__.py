@@ -8,6 +8,7 @@ from llmasos.kernel.syscall import Syscall, SyscallTable
 from llmasos.syscalls.calc import SYSCALLS as CALC
 from llmasos.syscalls.clock import SYSCALLS as CLOCK
 from llmasos.syscalls.context import SYSCALLS as CONTEXT
+from llmasos.syscalls.document import SYSCALLS as DOCUMENT
 from llmasos.syscalls.embed import SYSCALLS as EMBED
 from llmasos.syscalls.exec import exec_syscalls
 from llmasos.syscalls.fs import SYSCALLS as FS
@@ -29,7 +30,7 @@ def builtin_syscalls(
     return SyscallTable(
         (
             *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
-            *(*EMBED, *TABLE),
+            *(*EMBED, *TABLE, *DOCUMENT),
             *execution,
             *mounted,
         )

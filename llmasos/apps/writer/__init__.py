@@ -1,0 +1,1 @@
+"""The writer: drafts articles from sources, revises documents, measures and learns styles."""
