@@ -131,15 +131,22 @@ def _doubled(text: str, found: Sequence[Block]) -> Iterator[Suggestion]:
 def _wordy(text: str, found: Sequence[Block]) -> Iterator[Suggestion]:
     for block in _prose(found):
         for match in _WORDY.finditer(text, block.start, block.end):
-            short = WORDY[" ".join(match[1].lower().split())]
-            new = _as(match[1], f"{short}{match[2]}{match[3]}" if short else match[3])
-            why = f"“{short}” says the same" if short else "it can go"
             said = " ".join(match[1].split())
-            yield _at(text, match.span(), new, "wordy", f"“{said}”: {why}")
+            short = WORDY[said.lower()]
+            if short:
+                why = f"“{said}”: “{short}” says the same"
+                yield _at(text, match.span(1), _as(match[1], short), "wordy", why)
+            elif not _has_another_that(text[match.end() : block.end]):
+                yield _at(text, match.span(), _as(match[1], match[3]), "wordy", f"“{said}” can go")
+
+
+def _has_another_that(rest: str) -> bool:
+    """Whether the sentence goes on with a second "that", which would hang in the air."""
+    return bool(re.match(r"[^.!?]*\b(?:and|or|but) that\b", rest))
 
 
 def _fillers(text: str, found: Sequence[Block]) -> Iterator[Suggestion]:
-    pattern = re.compile(rf"(?<=\w )({'|'.join(sorted(FILLERS))}) (?=[a-z])")
+    pattern = re.compile(rf"(?<=\w )({'|'.join(sorted(FILLERS))})(?= [a-z])")
     for block in _prose(found):
         for match in pattern.finditer(text, block.start, block.end):
             before = text[block.start : match.start()].rstrip()

@@ -196,7 +196,8 @@ def _repeats(said: str) -> bool:
     return any(overlap(a, b) > 0.6 for at, a in enumerate(found) for b in found[:at])
 
 
-def _negates(text: str) -> bool:
+def _negates(text: str) -> int:
+    """How often a text denies."""
     small = [word.lower() for word in words(text)]
     denials = {"not", "no", "never", "cannot", "without", "nor", "none", "neither"}
-    return any(word in denials or word.endswith(("n't", "n’t")) for word in small)
+    return sum(word in denials or word.endswith(("n't", "n’t")) for word in small)

@@ -20,6 +20,9 @@ from llmasos.kernel.errors import AppError
 
 GROUNDED = 0.7
 REPEATED = 0.88
+MAX_CITED_LINES = 200
+READ_LINES = 100
+"""More than are wanted: long lines count as several in what a read returns."""
 _NOTE = re.compile(r"^\[\^([\w-]+)\]: (.+), lines? (\d+)(?:-(\d+))?$", re.MULTILINE)
 
 
@@ -72,8 +75,9 @@ async def judge(proc: Proc, path: str, text: str) -> Figures:
     likeness = rows @ flat.T if len(flat) else np.zeros((len(said), 0), dtype=np.float32)
     owner = [name for name, units in zip(names, passages, strict=True) for _ in units]
     best = [_best(row, owner, set(mine)) for row, mine in zip(likeness, cited, strict=True)]
+    half = len(said) // 2
     others = [
-        _best(row, owner, set(cited[at - 1]) - set(mine))
+        _best(row, owner, set(cited[at - half]) - set(mine))
         for at, (row, mine) in enumerate(zip(likeness, cited, strict=True))
     ]
     with_numbers = [at for at, each in enumerate(said) if numbers(each)]
@@ -93,14 +97,16 @@ async def judge(proc: Proc, path: str, text: str) -> Figures:
 
 
 async def _passage(proc: Proc, note: re.Match[str]) -> str:
+    """The lines that a footnote names; nothing where they are not there."""
     first, last = int(note[3]), int(note[4] or note[3])
+    count = min(max(1, last - first + 1), MAX_CITED_LINES)
     try:
         read = await proc.call(
-            "fs.read", path=note[2], start_line=first, max_lines=max(1, last - first + 1)
+            "fs.read", path=note[2], start_line=first, max_lines=READ_LINES + count
         )
     except SyscallError:
         return ""
-    return str(read["text"])
+    return "\n".join(str(read["text"]).split("\n")[:count])
 
 
 def _units(passage: str) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from llmasos.apps.writer.checks import Suggestion
 
-CONTEXT_LINES = 3
+CONTEXT_LINES = 1
+MAX_REASON_CHARS = 400
 
 
 def compatible(suggestions: Sequence[Suggestion]) -> list[Suggestion]:
@@ -60,4 +61,5 @@ def _lines(text: str) -> list[str]:
 def _why(heading: str, suggestions: Sequence[Suggestion]) -> str:
     first, _, count = re.findall(r"-(\d+)(,(\d+))?", heading)[0]
     lines = range(int(first), int(first) + int(count or 1))
-    return "; ".join(f"{s.rule}: {s.reason}" for s in suggestions if s.line in lines)
+    told = "; ".join(f"{s.rule}: {s.reason}" for s in suggestions if s.line in lines)
+    return told if len(told) <= MAX_REASON_CHARS else f"{told[: MAX_REASON_CHARS - 1]}…"

@@ -112,7 +112,8 @@ def _kind(line: str) -> str:
 
 def _marker(line: str, kind: str) -> int:
     """How many characters of a block's first line are its mark."""
-    pattern = {"item": r"\s*(?:[-*+]|\d+[.)])\s+", "heading": r" {0,3}#{1,6}\s+"}.get(kind, r"\s*")
+    patterns = {"item": r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+", "heading": r" {0,3}#{1,6}[ \t]+"}
+    pattern = patterns.get(kind, r"[ \t]*")
     found = re.match(pattern, line)
     return found.end() if found else 0
 
