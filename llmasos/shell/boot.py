@@ -158,6 +158,7 @@ def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
     from llmasos.apps.builtin import load_builtin
+    from llmasos.kernel.audit_log import AuditFile, AuditLog
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
@@ -172,6 +173,10 @@ def _runtime(
     journal = None
     if loaded.store is not None:
         journal = Journal(loaded.store, level=Level(settings.journal), now=time.time)
+    audit = None
+    if settings.audit:
+        is_durable = settings.journal == "durable"
+        audit = AuditLog(AuditFile(settings.home, durable=is_durable))
     return Runtime(
         loaded.core,
         loaded.tokenizer,
@@ -185,4 +190,5 @@ def _runtime(
         swap=loaded.swap,
         journal=journal,
         archives=archives_in(settings.home / "cache", now=time.time),
+        audit=audit,
     )

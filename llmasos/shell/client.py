@@ -118,10 +118,10 @@ class SocketSession:
         finally:
             await channel.aclose()
 
-    async def _stream(self, verb: str, pid: Pid) -> AsyncGenerator[str | None]:
+    async def _stream(self, verb: str, pid: Pid, **more: Any) -> AsyncGenerator[str | None]:
         channel = await self._connect()
         try:
-            await self._send(channel, verb, {"pid": pid})
+            await self._send(channel, verb, {"pid": pid, **more})
             while "item" in (message := await channel.receive()):
                 yield decode(cast("type[str | None]", str | None), message["item"])
             _result(message)
@@ -196,6 +196,11 @@ class SocketSession:
     def dialogue(self, pid: Pid) -> AsyncGenerator[str | None]:
         """Its output, with None wherever it has come to ask for a line of input."""
         return self._stream("dialogue", pid)
+
+    def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
+        """What it does, as lines of JSON."""
+        stream = self._stream("trace", pid, follow=follow, tokens=tokens)
+        return cast("AsyncGenerator[str]", stream)
 
     async def apps(self) -> list[AppInfo]:
         """What can be spawned, by name."""

@@ -20,6 +20,7 @@ from llmasos.kernel.abi import (
 )
 from llmasos.kernel.branching import Beginning
 from llmasos.kernel.errors import KernelBug
+from llmasos.shell.attaching import traced
 from llmasos.shell.checkpoints import restore, save
 from llmasos.shell.records import MAX_ROWS, process_info
 from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
@@ -170,6 +171,10 @@ class LocalSession:
                 if process.wchan == READ_LINE and process.num_syscalls != asked:
                     asked = process.num_syscalls
                     yield None
+
+    def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
+        """What it does, as lines of JSON."""
+        return traced(self._runtime, pid, follow=follow, tokens=tokens)
 
     async def apps(self) -> list[AppInfo]:
         """What can be spawned, by name."""

@@ -31,7 +31,7 @@ from llmasos.shell.wire import BadMessage, decode, encode
 
 Ts = TypeVarTuple("Ts")
 
-STREAMS = ("output", "dialogue")
+STREAMS = ("output", "dialogue", "trace")
 CALLS = (
     "status", "ps", "info", "spawn", "fork", "branch", "checkpoint", "restore", "resume", "wait",
     "signal", "renice", "output_text", "send_input", "apps", "syscalls", "keep", "shutdown",

@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     journal: JournalLevel = "durable"
     """What is on disk before an app sees a result: everything (durable), soon everything (relaxed), or
     nothing at all (off): then what runs is lost with the kernel."""
+    audit: bool = True
+    """Whether what changes the world is written to the audit log."""
     exec_sandbox: Literal["strict", "weak"] = "strict"
     """What `exec.*` needs: bubblewrap, or (weak) resource limits alone where that is missing."""
     mcp: McpSettings = Field(default_factory=McpSettings)

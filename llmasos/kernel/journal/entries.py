@@ -78,6 +78,8 @@ class Batch:
     entries: tuple[Entry, ...] = ()
     ended: tuple[Ending, ...] = ()
     reaped: tuple[Pid, ...] = ()
+    audit_head: str = ""
+    """The audit log's end, where it has moved: so that it is known beside the log itself."""
 
 
 @dataclass(frozen=True, slots=True)
