@@ -91,6 +91,11 @@ class Dispatcher:
         self._drivers = Workers(MAX_DRIVERS, name="llmasos-driver")
         self.gate = Gate()
 
+    @property
+    def num_waiting(self) -> int:
+        """Blocking drivers that wait for a thread."""
+        return self._drivers.num_waiting
+
     def close(self) -> None:
         """Let go of the threads, once every process has ended."""
         self._drivers.close()

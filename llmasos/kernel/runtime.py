@@ -59,6 +59,7 @@ from llmasos.kernel.journal.feed import Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal, exit_event
 from llmasos.kernel.kernel import Kernel, KernelOptions
+from llmasos.kernel.metrics import Metrics
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -134,6 +135,9 @@ class Runtime:
         self._journal = journal
         self.trace = Trace()
         """Where to listen to what processes do."""
+        self.metrics = Metrics(syscalls, now=now)
+        """What is counted of all processes together."""
+        self.metrics.attach(self.trace)
         self._audit = Audit(audit, self.effect_of, now=now) if audit is not None else None
         self._dispatcher = Dispatcher(self, self._tasks, journal, self._audit)
         self.is_ending = False
@@ -435,6 +439,11 @@ class Runtime:
             journal_lag_s=journal.lag_s,
             journal_warning=journal.warning or status.journal_warning,
         )
+
+    @property
+    def num_drivers_waiting(self) -> int:
+        """Blocking calls that wait for a thread."""
+        return self._dispatcher.num_waiting
 
     def output(self, pid: Pid) -> AsyncIterator[str]:
         """A process's stdout from its beginning, then live until it exits."""

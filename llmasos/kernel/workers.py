@@ -29,6 +29,11 @@ class Workers:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_closed = False
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls that wait for their turn."""
+        return len(self._waiting)
+
     async def run(self, function: Callable[[], Any]) -> Any:
         """Run a function in a thread; its result or error. Where this is cancelled nobody waits for it."""
         if self._num_free == 0:

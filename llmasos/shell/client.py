@@ -210,6 +210,10 @@ class SocketSession:
         """What processes can ask for, by name."""
         return await self._call("syscalls", list[SyscallInfo])
 
+    async def metrics(self) -> str:
+        """What the kernel counts."""
+        return await self._call("metrics", str)
+
     async def keep(self) -> None:
         """Let the kernel stay until it is told to end."""
         await self._call("keep", _NOTHING)

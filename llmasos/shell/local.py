@@ -22,6 +22,7 @@ from llmasos.kernel.branching import Beginning
 from llmasos.kernel.errors import KernelBug
 from llmasos.shell.attaching import traced
 from llmasos.shell.checkpoints import restore, save
+from llmasos.shell.prometheus import exposition
 from llmasos.shell.records import MAX_ROWS, process_info
 from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 
@@ -184,6 +185,10 @@ class LocalSession:
         """What processes can ask for, by name."""
         table = self._runtime.syscalls
         return [table[name].info for name in sorted(table)]
+
+    async def metrics(self) -> str:
+        """What the kernel counts."""
+        return exposition(self._runtime)
 
     async def keep(self) -> None:
         """Let it stay."""

@@ -154,6 +154,10 @@ class KernelSession(Protocol):
         """What processes can ask for, by name."""
         ...
 
+    async def metrics(self) -> str:
+        """What the kernel counts, in Prometheus's text format."""
+        ...
+
     async def keep(self) -> None:
         """Let the kernel stay until it is told to end, though nobody needs it."""
         ...

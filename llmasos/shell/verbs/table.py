@@ -10,6 +10,7 @@ from llmasos.shell.arguments import did_you_mean
 from llmasos.shell.verbs import (
     apps,
     ask,
+    audit,
     checkpoints,
     journal,
     machine,
@@ -34,6 +35,7 @@ _MODULES = (
     apps,
     serve,
     strace,
+    audit,
 )
 
 Verbs = Mapping[str, Verb]
