@@ -3,11 +3,12 @@
     python -m benchmarks.syscalls [--json] [--quick] [--threads N]
 
 One process calls drivers that do next to nothing, one call after another, through a whole runtime on a
-scripted core: dispatch, capabilities, limits, validation, metrics, audit log and journal are all inside. Drivers
-are `async` (on the kernel's loop) or `blocking` (in a worker thread), by effect. The overhead is what is left
-of a call's median when that of the bare function is taken away; a blocking driver is also held against the
-same function in a bare worker thread (`asyncio.to_thread`), since that hop is the operating system's. Next to
-them a tool of pydantic-ai (`pip install 'llmasos[bench]'`) called through its own tool manager, without a model.
+scripted core: dispatch, capabilities, limits, validation, metrics, audit log and journal are all inside.
+Drivers are `async` (on the kernel's loop) or `blocking` (in a worker thread), by effect. The overhead is what
+is left of a call's median when that of the bare function is taken away; a blocking driver is also held
+against the same function in a bare worker thread (`asyncio.to_thread`), since that hop is the operating
+system's. Next to them a tool of pydantic-ai (`pip install 'llmasos[bench]'`), called through its own tool
+manager without a model.
 
 The second part decodes on the real model while 1,000 syscalls that take two seconds each are always under way
 in another process, and compares with the same kernel where they are not.

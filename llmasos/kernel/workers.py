@@ -26,6 +26,7 @@ class Workers:
         self._num_free = num_at_once
         self._name = name
         self._idle: list[_Worker] = []
+        self._all: set[_Worker] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_closed = False
 
@@ -48,9 +49,9 @@ class Workers:
     def close(self) -> None:
         """Let idle threads end; those that work end after it. Nothing may be begun any more."""
         self._is_closed = True
-        for worker in self._idle:
+        for worker in self._all:  # one that works now finds it afterwards
             worker.jobs.put(None)
-        self._idle.clear()
+        self._all.clear()
 
     # --- within
 
@@ -74,18 +75,26 @@ class Workers:
 
     def _begin(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        worker = self._idle.pop() if self._idle else _Worker(self, self._name)
+        if self._is_closed:
+            raise RuntimeError("the workers are closed")
+        worker = self._idle.pop() if self._idle else self._new()
         worker.jobs.put((answer, contextvars.copy_context(), function))
         return answer
+
+    def _new(self) -> _Worker:
+        worker = _Worker(self, self._name)
+        self._all.add(worker)
+        return worker
 
     def done(
         self, worker: _Worker, answer: asyncio.Future[Any], result: Any, error: BaseException | None
     ) -> None:
         """A worker has finished; on the loop."""
-        if self._is_closed or len(self._idle) >= MAX_IDLE:
-            worker.jobs.put(None)
-        else:
+        if len(self._idle) < MAX_IDLE:
             self._idle.append(worker)
+        elif worker in self._all:
+            self._all.remove(worker)
+            worker.jobs.put(None)
         if answer.done():
             return
         if error is None:
