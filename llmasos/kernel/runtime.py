@@ -47,6 +47,7 @@ from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import Core, Run
 from llmasos.kernel.debug import debug
+from llmasos.kernel.delivery import Deliveries, Turns
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
 from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
@@ -132,6 +133,7 @@ class Runtime:
         self._seed = seed
         self._num_spawned = 0
         self._tasks: dict[Pid, Task] = {}
+        self._turns = Turns()
         self._journal = journal
         self.trace = Trace()
         """Where to listen to what processes do."""
@@ -249,7 +251,7 @@ class Runtime:
             is_interactive=stdin if interactive is None else interactive,
         )
         self._begin(process, call, stdin=stdin, foreground=foreground)
-        self._start(process, Task(Output(), Input(is_open=stdin)))
+        self._start(process, self.task(Output(), Input(is_open=stdin)))
         await self.flushed()
         return process.pid
 
@@ -282,7 +284,7 @@ class Runtime:
         )
         self._begin(child, call, stdin=True, foreground=False)
         self.kernel.copy_contexts(parent, child)
-        self._start(child, Task(Output(), Input(is_open=True)))
+        self._start(child, self.task(Output(), Input(is_open=True)))
         await self.flushed()
         return child.pid
 
@@ -317,9 +319,12 @@ class Runtime:
         """How many events of an unfinished process are recorded by now; 0 where no journal is kept."""
         return 0 if self._journal is None else self._journal.num_events(pid)
 
-    async def past(self, pid: Pid, num_events: int) -> list[Event]:
-        """So many of a process's first events. Raises what `history` does."""
-        return await self._kept_journal().events(pid, until=num_events) if num_events else []
+    async def past(self, pid: Pid, num_events: int | None) -> list[Event]:
+        """So many of a process's first events, or all; none where no journal is kept. Raises what
+        `history` does."""
+        if self._journal is None or num_events == 0:
+            return []
+        return await self._journal.events(pid, until=num_events)
 
     @property
     def home_id(self) -> str:
@@ -611,6 +616,10 @@ class Runtime:
             for pid in pids
             if (task := self._tasks.get(pid)) is not None and not task.done.is_set()
         )
+
+    def task(self, output: Output, input: Input) -> Task:
+        """The live half of a new process."""
+        return Task(output, input, Deliveries(self._turns))
 
     def adopt(self, process: Process, task: Task) -> None:
         """Take in a finished process that was read from the journal."""

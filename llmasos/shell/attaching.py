@@ -22,7 +22,7 @@ async def traced(runtime: Runtime, pid: Pid, *, follow: bool, tokens: bool) -> A
     lives = {each: rows[each].exit is None for each in family(pid, rows, follow=follow)}
     with Subscription(runtime.trace, lives, follow=follow, tokens=tokens) as subscription:
         # Which events are the past's is settled before anything is awaited.
-        pasts = {each: runtime.num_events(each) for each, alive in lives.items() if alive}
+        pasts = {each: runtime.num_events(each) if lives[each] else None for each in lives}
         for each, num_events in pasts.items():
             for event in await runtime.past(each, num_events):
                 if event[0] in TRACED:
