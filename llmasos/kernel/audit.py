@@ -22,7 +22,7 @@ from llmasos.kernel.trace import Trace
 
 CHANGING: Final = frozenset({Effect.WRITE, Effect.EXTERNAL})
 DENIED: Final = frozenset({PermissionDenied.code, LimitExceeded.code})
-OF_AUTHORITY: Final = frozenset({"grant", "revoke", "approve", "approval", "limit", "taint"})
+OF_AUTHORITY: Final = frozenset({"cap", "revoked", "ask", "verdict", "rule", "taint", "limits"})
 """Kinds of events about what a process may do, whoever records them: audited as they are."""
 MAX_MESSAGE: Final = 300
 

@@ -148,8 +148,8 @@ class Runtime:
         self._work = asyncio.Event()
         self._group: anyio.abc.TaskGroup | None = None
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="llmasos-engine")
+        self.kernel.record = self._record
         if journal is not None:
-            self.kernel.record = self._record
             journal.trace = self.trace
             self.kernel.first_pid(Pid(journal.store.next_pid))
             self._num_spawned = journal.store.next_pid - 1
@@ -325,6 +325,15 @@ class Runtime:
         if self._journal is None or num_events == 0:
             return []
         return await self._journal.events(pid, until=num_events)
+
+    @property
+    def keeps_journal(self) -> bool:
+        """Whether there is one."""
+        return self._journal is not None
+
+    def read_events(self, pid: Pid, num_events: int) -> list[Event]:
+        """So many of a process's first events that are on disk. Blocks; any thread's."""
+        return self._kept_journal().read(pid, until=num_events)
 
     @property
     def home_id(self) -> str:

@@ -21,6 +21,7 @@ import anyio.to_thread
 from llmasos.kernel.abi import Capabilities
 from llmasos.kernel.errors import ConfigError
 from llmasos.shell.home import JOURNAL_NAME, kernel_lock
+from llmasos.shell.otel_live import exporting
 from llmasos.shell.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ async def booted(
             _mounted(settings) as mounted,
             _runtime(settings, loaded, os.path.abspath(root), mounted) as runtime,
         ):
-            await runtime.recover()
-            yield runtime
+            with exporting(settings, runtime):
+                await runtime.recover()
+                yield runtime
 
 
 @asynccontextmanager

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     nothing at all (off): then what runs is lost with the kernel."""
     audit: bool = True
     """Whether what changes the world is written to the audit log."""
+    otel_endpoint: str = ""
+    """Where spans are sent as they end (OTLP over HTTP), such as http://localhost:4318/v1/traces; empty:
+    where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set."""
     exec_sandbox: Literal["strict", "weak"] = "strict"
     """What `exec.*` needs: bubblewrap, or (weak) resource limits alone where that is missing."""
     mcp: McpSettings = Field(default_factory=McpSettings)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 from contextlib import aclosing, suppress
 
 import anyio
@@ -10,12 +11,14 @@ import pytest
 
 from llmasos.apps.sdk import Proc, app
 from llmasos.kernel.abi import Capabilities, Signal
-from llmasos.kernel.errors import LlmosError, SyscallError
+from llmasos.kernel.errors import ConfigError, LlmosError, SyscallError
 from llmasos.shell.client import SocketSession
 from llmasos.shell.guard import exit_code_of
+from llmasos.shell.otel_live import LiveExport, exporting
 from llmasos.shell.prometheus import serving
 from llmasos.shell.server import Server
 from llmasos.shell.session import SpawnRequest
+from llmasos.shell.settings import Settings
 from llmasos.shell.strace import Follower, Lines, is_wanted, merged
 from tests.shell.conftest import APPS, eventually, served_kernel
 from tests.shell.homes import Home
@@ -377,3 +380,89 @@ def test_prometheus_itself_reads_them():
         ("calc", "ok"),
         ("unknown", "failed"),
     }
+
+
+# --- spans
+
+
+async def test_spans_sent_live_are_those_that_the_journal_exports(tmp_path):
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    exporter = memory.InMemorySpanExporter()
+    home = Home(tmp_path)
+    async with home.booted() as session:
+        live = LiveExport(
+            export.SimpleSpanProcessor(exporter), home.runtime.home_id, lambda _: None
+        )
+        home.runtime.trace.listen(live.take)
+        pid = await start(home, session)
+        await session.send_input(pid, "go")
+        await session.wait(pid)
+        live.close()
+        _, text, _ = await home.does(f"log --otel {pid}")
+    recorded = json.loads(text)["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    sent = [
+        span
+        for span in exporter.get_finished_spans()
+        if span.attributes.get("llmasos.pid", pid) == pid
+    ]
+    sent = [span for span in sent if f"{span.context.trace_id:032x}" == recorded[0]["traceId"]]
+
+    def told(spans, name, span_id, start, end, num_attributes):
+        return sorted((name(s), span_id(s), start(s), end(s), num_attributes(s)) for s in spans)
+
+    assert told(
+        sent, lambda s: s.name, lambda s: f"{s.context.span_id:016x}", lambda s: s.start_time,
+        lambda s: s.end_time, lambda s: len(s.attributes),
+    ) == told(
+        recorded, lambda s: s["name"], lambda s: s["spanId"],
+        lambda s: int(s["startTimeUnixNano"]), lambda s: int(s["endTimeUnixNano"]),
+        lambda s: len(s["attributes"]),
+    )  # fmt: skip
+    assert any(span.name.startswith("execute_tool calc") for span in sent)
+    assert live.num_dropped == 0
+
+
+async def test_an_endpoint_gets_the_spans_over_http(tmp_path, monkeypatch):
+    proto = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+    got = []
+
+    async def connected(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
+        got.append((head.split()[1], await reader.readexactly(length)))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    home = Home(tmp_path)
+    async with server, home.booted() as session:
+        context = exporting(Settings(home=tmp_path), home.runtime)
+        context.__enter__()
+        pid = await start(home, session)
+        await session.send_input(pid, "go")
+        await session.wait(pid)
+        await anyio.to_thread.run_sync(context.__exit__, None, None, None)
+    assert got[0][0] == b"/v1/traces"
+    message = proto.ExportTraceServiceRequest()
+    message.ParseFromString(got[0][1])
+    names = [s.name for r in message.resource_spans for each in r.scope_spans for s in each.spans]
+    assert "execute_tool calc" in names
+    assert "invoke_agent busy" in names
+
+
+async def test_without_the_extra_an_endpoint_is_refused_with_the_command_that_helps(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    home = Home(tmp_path)
+    async with home.booted():
+        settings = Settings(home=tmp_path, otel_endpoint="http://127.0.0.1:1/v1/traces")
+        with (
+            pytest.raises(ConfigError, match=r"llmasos\[otel\]"),
+            exporting(settings, home.runtime),
+        ):
+            pass
