@@ -148,6 +148,10 @@ def _sides(quick: bool) -> dict[str, Callable[[int], float]]:
         sides[PYDANTIC_AI] = lambda _: asyncio.run(_pydantic_ai(num))
     except ImportError:
         pass
+    for level in LEVELS[1:]:
+        sides[f"write async without audit log, journal {level}"] = lambda _, level=level: (
+            asyncio.run(_ours(DRIVERS["write async"].name, level, num, has_audit=False))
+        )
     for level in LEVELS:
         for driver in DRIVERS:
             sides[f"{driver}, journal {level}"] = _side(driver, level, num)
@@ -231,7 +235,7 @@ async def _pydantic_ai(num: int) -> float:
     return await _median(ask, num)
 
 
-async def _ours(name: str, level: str, num: int) -> float:
+async def _ours(name: str, level: str, num: int, *, has_audit: bool = True) -> float:
     found: list[float] = []
 
     @app(name="caller", summary="Calls.")
@@ -244,7 +248,9 @@ async def _ours(name: str, level: str, num: int) -> float:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="llmasos-syscalls-")))
         table = SyscallTable(DRIVERS.values())
-        runtime = _runtime(ScriptedCore(), ByteTokenizer(), table, folder, level, lambda _: caller)
+        runtime = _runtime(
+            ScriptedCore(), ByteTokenizer(), table, folder, level, lambda _: caller, has_audit=has_audit
+        )  # fmt: skip
         await stack.enter_async_context(runtime)
         status = await runtime.wait(await runtime.spawn("caller"))
         if status.code:
@@ -253,13 +259,21 @@ async def _ours(name: str, level: str, num: int) -> float:
 
 
 def _runtime(
-    core: Core, tokenizer: Tokenizer, table: SyscallTable, folder: Path, level: str, programs: Any
+    core: Core,
+    tokenizer: Tokenizer,
+    table: SyscallTable,
+    folder: Path,
+    level: str,
+    programs: Any,
+    *,
+    has_audit: bool = True,
 ) -> Runtime:
     journal = audit = None
     if level != "off":
         store = JournalStore.open(folder / "journal.db", level=Level(level))
         journal = Journal(store, level=Level(level), now=time.time)
-        audit = AuditLog(AuditFile(folder, durable=level == "durable"))
+        if has_audit:
+            audit = AuditLog(AuditFile(folder, durable=level == "durable"))
     return Runtime(
         core, tokenizer, syscalls=table, programs=programs, cache_folder=folder, journal=journal,
         audit=audit,
