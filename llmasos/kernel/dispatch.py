@@ -240,7 +240,12 @@ class Dispatcher:
             chunks=tuple(under_way.chunks) if under_way else (),
             receipt=under_way.receipts[-1] if under_way and under_way.receipts else None,
             planner=planner,
+            charger=self._charger(request),
         )
+
+    def _charger(self, request: _Request) -> Callable[[int], None]:
+        charge = functools.partial(self._runtime.charge_bytes, request.process.pid, request.call_id)
+        return functools.partial(anyio.from_thread.run_sync, charge)
 
     def _idempotency_key(self, pid: Pid, call_id: CallId) -> str:
         """The same for every try of one call, and for no other call anywhere."""

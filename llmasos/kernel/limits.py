@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from llmasos.kernel.abi import (
@@ -393,6 +393,17 @@ def check_limits(limits: Budget) -> None:
     given += [each.most for each in limits.calls]
     if not all(value >= 0 and math.isfinite(value) for value in given if value is not None):
         raise InvalidArguments("Limits are numbers from 0 up.")
+
+
+def changed(limits: Limits, given: Limits, lifted: Sequence[str]) -> Limits:
+    """Limits with those that are given, and without those that are lifted. Raises `InvalidArguments`."""
+    names = {each.name for each in fields(Limits)}
+    if unknown := set(lifted) - names:
+        raise InvalidArguments(f"There is no limit {min(unknown)!r}.")
+    values: dict[str, Any] = {name: () if name == "calls" else None for name in lifted}
+    new = {name: getattr(given, name) for name in names}
+    values |= {name: value for name, value in new.items() if value not in (None, ())}
+    return replace(limits, **values)
 
 
 def own_use(process: Process, prices: Prices) -> Used:

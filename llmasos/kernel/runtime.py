@@ -59,7 +59,7 @@ from llmasos.kernel.journal.feed import Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.kernel import Kernel, KernelOptions
-from llmasos.kernel.limits import WARNED_AT, check_limits, limit_rows
+from llmasos.kernel.limits import WARNED_AT, changed, check_limits, limit_rows
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -381,6 +381,10 @@ class Runtime:
         self._record(process, ("limits", asdict(limits)))
         self._time(process, self._tasks[pid])
         self._work.set()
+
+    def change_limits(self, pid: Pid, limits: Limits, lifted: Sequence[str] = ()) -> None:
+        """The same for those that are given, and those that are to be no more, alone."""
+        self.set_limits(pid, changed(self.kernel.live(pid).limits, limits, lifted))
 
     def ran_s(self, process: Process) -> float:
         """Seconds that a process has run for, under this kernel and earlier ones."""
