@@ -129,9 +129,15 @@ class Account:
             return self.over(f"spend {limits.cost:g} on tokens")
         if limits.model_s is not None and used.model_s >= limits.model_s:
             return self.over(f"use the model for {limits.model_s:g} s")
-        if limits.page_s is not None and used.page_s >= limits.page_s:
+        if self.has_held_pages:
             return self.over(f"hold pages for {limits.page_s:g} page-seconds")
         return None
+
+    @property
+    def has_held_pages(self) -> bool:
+        """Whether pages were held for as long as they may be."""
+        limit = self.limits.page_s
+        return limit is not None and self.used.page_s >= limit
 
     def may_draw(self, num_tokens: int, prices: Prices) -> bool:
         """Whether so many tokens may be sampled yet."""

@@ -50,6 +50,7 @@ from llmasos.kernel.debug import debug
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
 from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
+from llmasos.kernel.gate import Gate
 from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.branch import Past, past_of
@@ -490,6 +491,11 @@ class Runtime:
         return await self._task(pid).input.read_line()
 
     # --- syscalls
+
+    @property
+    def gate(self) -> Gate:
+        """What every syscall passes; whoever traces watches its verdicts."""
+        return self._dispatcher.gate
 
     async def syscall(
         self,
