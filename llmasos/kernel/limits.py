@@ -239,7 +239,9 @@ class Ledger:
         self._starters: Mapping[Pid, Pid] = {}
 
     def open(self, pid: Pid, ppid: Pid, limits: Limits) -> Account:
-        """The account of a new process. Raises `LimitExceeded` where there may be no more."""
+        """The account of a new process. Raises `LimitExceeded` where there may be no more, and
+        `InvalidArguments` for limits that are none."""
+        check_limits(limits)
         parent = self._accounts.get(ppid)
         for account in parent.upwards() if parent else ():
             if (error := account.refuse_child(is_parent=account is parent)) is not None:
