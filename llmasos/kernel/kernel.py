@@ -281,9 +281,9 @@ class Kernel:
         for context in process.contexts.values():
             self._free(context)
         process.contexts.clear()
+        self.ledger.close(process)
         self.groups.leave(process)
         self.capabilities.forget(process)
-        self.ledger.close(process)
         self.orphan_children(pid)
         if process.ppid == KERNEL_PID:
             self.reap(pid)
