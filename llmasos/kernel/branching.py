@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmasos.kernel.abi import ExitStatus, Pid
+from pydantic import TypeAdapter
+
+from llmasos.kernel.abi import Capabilities, ExitStatus, Pid
 from llmasos.kernel.attenuation import meet
 from llmasos.kernel.capabilities import allows_of
 from llmasos.kernel.errors import (
@@ -110,7 +113,16 @@ async def outcome_of_shared_child(
 def _granted(runtime: Runtime, wanted: Mapping[str, Any], *, root: str) -> dict[str, Any]:
     """Of what a process from elsewhere wants to hold, what one that is spawned here could."""
     ours = replace(runtime.capabilities, root=root)
-    return asdict(meet(ours, allows_of(wanted)))
+    return asdict(meet(ours, _believed(wanted)))
+
+
+def _believed(wanted: Mapping[str, Any]) -> Capabilities:
+    """What a checkpoint says that a process held. Raises `ProcessError` for what makes no sense."""
+    try:
+        allows_of(wanted)  # a right that is not known cannot be ignored
+        return TypeAdapter(Capabilities).validate_json(json.dumps(wanted), strict=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ProcessError("It holds a capability that makes no sense.") from error
 
 
 def _spawn_values(
