@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ class Dispatcher:
         self._audit = audit
         self._trace = runtime.trace
         self._drivers = Workers(MAX_DRIVERS, name="llmasos-driver")
-        self.gate = Gate()
+        self.gate = Gate(runtime.kernel.ledger, runtime.now)
 
     @property
     def num_waiting(self) -> int:
@@ -204,6 +205,9 @@ class Dispatcher:
         event: Event = ("done", request.call_id, outcome, now)
         if is_error := isinstance(outcome, LlmosError):
             event = ("fail", request.call_id, code_of(outcome), str(outcome), now)
+        if request.process.is_timed:
+            usage = request.process.usage
+            journal.record(request.process.pid, ("used", usage.model_s, usage.page_s))
         journal.record(request.process.pid, event)
 
         def give() -> None:
@@ -235,11 +239,12 @@ class Dispatcher:
 
     async def _perform(self, request: _Request) -> Any:
         process, task = request.process, request.task
+        if request.under_way is None:
+            self._kernel.ledger.count_call(process, request.name)
         await _while_stopped(process, task)
         if task.has_pending_int:
             task.has_pending_int = False
             raise Interrupted("The process was interrupted.")
-        process.usage.num_syscalls += 1
         entry = self._runtime.syscalls[request.name]
         arguments = entry.validate(request.args)
         if request.under_way is not None and not entry.is_repeatable:
@@ -275,7 +280,12 @@ class Dispatcher:
             chunks=tuple(under_way.chunks) if under_way else (),
             receipt=under_way.receipts[-1] if under_way and under_way.receipts else None,
             planner=planner,
+            charger=self._charger(request),
         )
+
+    def _charger(self, request: _Request) -> Callable[[int], None]:
+        charge = functools.partial(self._runtime.charge_bytes, request.process.pid, request.call_id)
+        return _called_from_thread(charge)
 
     def _idempotency_key(self, pid: Pid, call_id: CallId) -> str:
         """The same for every try of one call, and for no other call anywhere."""
@@ -336,8 +346,23 @@ class Dispatcher:
 
 def _from_thread(work: Callable[[Any], Coroutine[Any, Any, None]]) -> Callable[[Any], None]:
     """The same, done on this event loop, for a worker thread that waits for it."""
-    loop = asyncio.get_running_loop()
-    return lambda value: asyncio.run_coroutine_threadsafe(work(value), loop).result()
+    loop, home = asyncio.get_running_loop(), threading.get_ident()
+
+    def do(value: Any) -> None:
+        if threading.get_ident() == home:
+            raise KernelBug("a driver on the event loop uses what is for worker threads")
+        asyncio.run_coroutine_threadsafe(work(value), loop).result()
+
+    return do
+
+
+def _called_from_thread(work: Callable[[int], None]) -> Callable[[int], None]:
+    """The same for what needs not wait."""
+
+    async def called(value: int) -> None:
+        work(value)
+
+    return _from_thread(called)
 
 
 async def _while_stopped(process: Process, task: Task) -> None:

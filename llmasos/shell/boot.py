@@ -174,14 +174,16 @@ def _runtime(
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
+    from llmasos.kernel.limits import Prices
     from llmasos.kernel.runtime import Runtime
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
 
-    options = KernelOptions()
+    prices = Prices(settings.price_in / 1e6, settings.price_out / 1e6)
+    options = KernelOptions(prices=prices)
     if settings.step_tokens is not None:
-        options = KernelOptions(step_tokens=settings.step_tokens)
+        options = KernelOptions(step_tokens=settings.step_tokens, prices=prices)
     journal = None
     if loaded.store is not None:
         journal = Journal(loaded.store, level=Level(settings.journal), now=time.time)

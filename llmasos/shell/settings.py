@@ -104,6 +104,10 @@ class Settings(BaseSettings):
     where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set."""
     exec_sandbox: Literal["strict", "weak"] = "strict"
     """What `exec.*` needs: bubblewrap, or (weak) resource limits alone where that is missing."""
+    price_in: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What a million tokens put into contexts cost, for limits in money; nothing for a local model."""
+    price_out: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What a million sampled tokens cost."""
     mcp: McpSettings = Field(default_factory=McpSettings)
 
     @field_validator("dtype", mode="before")
