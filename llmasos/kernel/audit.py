@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from llmasos.kernel.abi import Effect, Pid, Signal
 from llmasos.kernel.audit_log import AuditLog
@@ -20,14 +21,32 @@ from llmasos.kernel.process import KERNEL_PID
 from llmasos.kernel.redact import short, short_arguments
 from llmasos.kernel.trace import Trace
 
+if TYPE_CHECKING:
+    from llmasos.kernel.gate import Verdict
+    from llmasos.kernel.process import Process
+    from llmasos.kernel.syscall import Call, Syscall
+
 CHANGING: Final = frozenset({Effect.WRITE, Effect.EXTERNAL})
 DENIED: Final = frozenset({PermissionDenied.code, LimitExceeded.code})
 OF_AUTHORITY: Final = frozenset({"cap", "revoked", "ask", "verdict", "rule", "taint", "limits"})
 """Kinds of events about what a process may do, whoever records them: audited as they are."""
 MAX_MESSAGE: Final = 300
 
-_Open = tuple[str, Mapping[str, Any], bool]
-"""A call's name and arguments, and whether its beginning was audited."""
+
+@dataclass(slots=True)
+class _Open:
+    """A call that has begun and not ended."""
+
+    name: str = ""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    is_audited: bool = False
+    """Whether its beginning is in the log."""
+    capability: int | None = None
+    """The handle of the one that allowed it, once that is known."""
+
+
+_NONE: Final = _Open()
+"""Stands for a call that began under an earlier kernel."""
 
 
 class Audit:
@@ -49,6 +68,11 @@ class Audit:
         """Listen from now on."""
         trace.listen(self._take)
 
+    def verdict(self, process: Process, _entry: Syscall, call: Call, verdict: Verdict) -> None:
+        """Hear what the gate said (`Gate.on_verdict`)."""
+        if (known := self._open.get((process.pid, call.id))) is not None:
+            known.capability = verdict.handle
+
     def ticket(self) -> Ticket:
         """Done once what happened until now is in the log."""
         return self.log.ticket()
@@ -69,33 +93,34 @@ class Audit:
         _, call, name, args, _, _ = event
         effect = self._effect_of(name)
         is_audited = effect in CHANGING
-        self._open[pid, call] = name, args, is_audited
+        self._open[pid, call] = _Open(name, args, is_audited)
         if is_audited:
             self._put("call", pid, call=call, name=name, effect=effect.value, **_arguments(args))
 
     def _done(self, pid: Pid, event: Event) -> None:
-        name, _, is_audited = self._open.pop((pid, event[1]), ("", {}, False))
-        if is_audited:
-            self._put("end", pid, call=event[1], name=name, verdict="allowed")
+        known = self._open.pop((pid, event[1]), _NONE)
+        if known.is_audited:
+            by = {} if known.capability is None else {"capability": known.capability}
+            self._put("end", pid, call=event[1], name=known.name, verdict="allowed", **by)
 
     def _fail(self, pid: Pid, event: Event) -> None:
         _, call, code, message, _ = event
-        name, args, is_audited = self._open.pop((pid, call), ("", {}, False))
+        known = self._open.pop((pid, call), _NONE)
         is_denial = code in DENIED
-        if not (is_audited or is_denial):
+        if not (known.is_audited or is_denial):
             return
-        told = {} if is_audited else _arguments(args)
+        told = {} if known.is_audited else _arguments(known.args)
         verdict = "denied" if is_denial else "failed"
         text = short(message, max_chars=MAX_MESSAGE)
         self._put(
-            "end" if is_audited else "denied",
-            pid, call=call, name=name, verdict=verdict, error=code, message=text, **told,
+            "end" if known.is_audited else "denied",
+            pid, call=call, name=known.name, verdict=verdict, error=code, message=text, **told,
         )  # fmt: skip
 
     def _cancel(self, pid: Pid, event: Event) -> None:
-        name, _, is_audited = self._open.pop((pid, event[1]), ("", {}, False))
-        if is_audited:
-            self._put("end", pid, call=event[1], name=name, verdict="given up")
+        known = self._open.pop((pid, event[1]), _NONE)
+        if known.is_audited:
+            self._put("end", pid, call=event[1], name=known.name, verdict="given up")
 
     def _spawn(self, pid: Pid, event: Event) -> None:
         spawn = event[1]
@@ -115,9 +140,9 @@ class Audit:
 
     def _exit(self, pid: Pid, event: Event) -> None:
         for key in [key for key in self._open if key[0] == pid]:
-            name, _, is_audited = self._open.pop(key)
-            if is_audited:
-                self._put("end", pid, call=key[1], name=name, verdict="unknown")
+            known = self._open.pop(key)
+            if known.is_audited:
+                self._put("end", pid, call=key[1], name=known.name, verdict="unknown")
 
 
 def _arguments(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,16 @@ class AuditFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._file = os.open(self._folder / NAME, flags, 0o600)
         self._size = os.fstat(self._file).st_size
+        if self._size == 0 and self._durable:
+            self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        """Have it on disk that the file is there, and that another has its new name."""
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _set_aside(self) -> None:
         number = 1 + max([int(path.suffix[1:]) for path in files_of(self._folder)[:-1]], default=0)

@@ -162,6 +162,7 @@ class Runtime:
             self._num_spawned = journal.store.next_pid - 1
         if self._audit is not None:
             self._audit.attach(self.trace)
+            self.gate.on_verdict = self._audit.verdict
             if journal is not None:
                 self._audit.log.on_head = lambda head: journal.note_audit_head(str(head))
 
