@@ -49,7 +49,15 @@ class AuditFile:
             ) from error
 
     def append(self, lines: bytes, head: Head) -> None:
-        """Write whole lines at the end, all of them or none. Raises `OSError`."""
+        """Write whole lines at the end, all of them or none. Raises `OSError`.
+
+        Where the file was taken away or replaced meanwhile, they go where it should be: what they follow is
+        then missing there, and `verify` says so.
+        """
+        if not self._is_in_place():
+            _log.warning("The audit log was moved or replaced; `llmasos audit verify` tells more.")
+            os.close(self._file)
+            self._open()
         if self._size and self._size + len(lines) > self._max_bytes:
             self._set_aside()
         try:
@@ -81,6 +89,12 @@ class AuditFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self._folder / NAME))
+        except FileNotFoundError:
+            return False
 
     def _set_aside(self) -> None:
         number = 1 + max([int(path.suffix[1:]) for path in files_of(self._folder)[:-1]], default=0)

@@ -214,6 +214,23 @@ def test_a_write_that_the_disk_takes_half_of_leaves_the_file_as_it_was(tmp_path,
     assert verify(files_of(tmp_path), [after]).problem == ""
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_file_that_is_taken_away_under_the_kernel_is_missed(tmp_path, how):
+    file = AuditFile(tmp_path, durable=True)
+    line, head = link(ORIGIN, {"kind": "call"})
+    file.append(line, head)
+    (tmp_path / "audit.log").unlink()
+    if how == "replaced":
+        (tmp_path / "audit.log").write_bytes(b"")
+    line, head = link(head, {"kind": "call"})
+    file.append(line, head)
+    file.close()
+    assert (tmp_path / "audit.log").read_bytes() == line
+    assert (
+        "Entry 1 (audit.log line 1) says that it is entry 2" in verify(files_of(tmp_path)).problem
+    )
+
+
 WRITER = """
 import sys
 from pathlib import Path
