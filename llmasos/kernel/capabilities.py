@@ -30,7 +30,7 @@ from llmasos.kernel.abi import (
     Pid,
 )
 from llmasos.kernel.attenuation import broken_rule, narrowed
-from llmasos.kernel.errors import KernelBug, LimitExceeded, PermissionDenied, SyscallError
+from llmasos.kernel.errors import KernelBug, LimitExceeded, PermissionDenied
 
 if TYPE_CHECKING:
     from llmasos.kernel.process import Process
@@ -121,12 +121,8 @@ class CapabilityTree:
         if grants is None:
             live = (each for each in parent.handles.values() if each.is_live(now))
             grants = [Grant(each.handle) for each in live]
-        try:
-            for grant in grants:
-                self.derive(held(parent, grant.handle), child, grant.narrowed, now)
-        except SyscallError:
-            self.forget(child)
-            raise
+        for grant in grants:
+            self.derive(held(parent, grant.handle), child, grant.narrowed, now)
 
     def revoke(self, capability: Capability) -> list[Capability]:
         """Take a capability back with all that was derived from it; returns those that this changed."""
