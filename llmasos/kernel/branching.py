@@ -63,7 +63,8 @@ def branch(
     """
     granted = None
     if beginning.root is not None:
-        granted = functools.partial(_granted, runtime, root=beginning.root)
+        own = str(past.spawn["capabilities"].get("within", ""))
+        granted = functools.partial(_granted, runtime, root=beginning.root, own=own)
     spawn = _spawn_values(runtime, past, beginning, granted)
     now = runtime.now()
     is_foreign = beginning.home not in ("", journal.store.home_id)
@@ -110,10 +111,14 @@ async def outcome_of_shared_child(
     raise PermissionDenied(f"Process {child} is not a child of this process.")
 
 
-def _granted(runtime: Runtime, wanted: Mapping[str, Any], *, root: str) -> dict[str, Any]:
-    """Of what a process from elsewhere wants to hold, what one that is spawned here could."""
+def _granted(runtime: Runtime, wanted: Mapping[str, Any], *, root: str, own: str) -> dict[str, Any]:
+    """Of what a process from elsewhere wants to hold, what one that is spawned here could. The folder that
+    it gets is in the place of its `own`, which was perhaps below a root."""
     ours = replace(runtime.capabilities, root=root)
-    return asdict(meet(ours, _believed(wanted)))
+    theirs = _believed(wanted)
+    if own and f"{theirs.within}/".startswith(f"{own}/"):
+        theirs = replace(theirs, within=theirs.within[len(own) :].lstrip("/"))
+    return asdict(meet(ours, theirs))
 
 
 def _believed(wanted: Mapping[str, Any]) -> Capabilities:

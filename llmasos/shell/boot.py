@@ -170,11 +170,11 @@ def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
     from llmasos.apps.builtin import load_builtin
+    from llmasos.kernel.accounts import Prices
     from llmasos.kernel.audit_log import AuditFile, AuditLog
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
-    from llmasos.kernel.limits import Prices
     from llmasos.kernel.runtime import Runtime
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in

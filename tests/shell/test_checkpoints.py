@@ -217,6 +217,21 @@ def altered(checkpoint, **spawn):
     return replace(checkpoint, spawn=values, events=[first, *checkpoint.events[1:]])
 
 
+async def test_files_of_a_process_that_is_confined_below_its_root_go_along(place):
+    async with place.here.booted() as session:
+        (place.here.root / "deep").mkdir()
+        place.here.runtime.capabilities = replace(place.here.runtime.capabilities, within="deep")
+        pid = await begun(place.here, session, "one")
+        assert (await place.here.does(f"checkpoint {pid} -o {place.file}"))[0] == 0
+        expected = await finished(session, pid, "two", "three")
+        assert (place.here.root / "deep" / "book" / "1.txt").exists()
+    async with place.there.booted() as session:
+        pid = await restored(place)
+        assert (place.there.root / "book" / "1.txt").exists()
+        assert await finished(session, pid, "two", "three") == expected
+        assert (place.there.root / "book" / "3.txt").exists()
+
+
 WIDE = {
     "syscalls": ["*"], "root": "/", "hosts": ["*"], "within": "", "read_only": False,
     "mounts": [{"name": "etc", "root": "/etc", "within": "", "read_only": False}],
