@@ -49,6 +49,8 @@ WARM = 100
 NUM_SLOW = 1000
 SLOW_S = 10.0
 NUM_TOKENS = 160
+SETTLE_S = 1.0
+"""From the moment that all of them are under way: how they began is not measured."""
 LEVELS = ("off", "relaxed", "durable")
 PYDANTIC_AI, DIRECT, THREAD = "pydantic-ai tool", "direct call", "bare worker thread"
 DISK = "bare worker thread that appends 200 bytes and syncs"
@@ -349,6 +351,7 @@ async def _beside(runtime: Runtime, kind: str, num: int) -> float:
     await runtime.send_input(pid, kind)
     while runtime.metrics.num_open < NUM_SLOW:
         await asyncio.sleep(0.01)
+    await asyncio.sleep(SETTLE_S)
     rate = await _rate(runtime, num)
     runtime.signal(pid, Signal.KILL)
     await runtime.wait(pid)
