@@ -20,9 +20,9 @@ from typing import Any
 import anyio
 import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-
 from implicit.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import CosineRecommender
+from threadpoolctl import threadpool_limits
 
 from benchmarks.harness import Bar, Report, Samples, arguments, finish, progress, run
 from benchmarks.ours import stored_model
@@ -177,8 +177,9 @@ def recommender(report: Report) -> None:
     }
     for name, model in direct.items():
         matrix = matrix_of(past) * (10.0 if name == "als" else 1.0)
-        model.fit(matrix, show_progress=False)
-        ids, _ = model.recommend(np.arange(matrix.shape[0]), matrix, N=10)
+        with threadpool_limits(1, "blas"):
+            model.fit(matrix.tocsr(), show_progress=False)
+            ids, _ = model.recommend(np.arange(matrix.shape[0]), matrix, N=10)
         lists = {
             u: [past.item_ids[at] for at in ids[n] if at >= 0] for n, u in enumerate(past.users)
         }

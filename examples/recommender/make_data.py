@@ -7,6 +7,7 @@ books much more popular than others. The readers, the books and what they read a
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import random
 from pathlib import Path
 
@@ -46,7 +47,7 @@ ABOUT = {
     "children": "A picture story for small children.",
     "poetry": "A collection of poems.",
 }
-NUM_READERS, DAY, START = 300, 86_400, 1_735_689_600  # 2025-01-01
+NUM_READERS, START = 300, dt.datetime(2025, 1, 1)
 
 
 def main() -> None:
@@ -75,7 +76,8 @@ def main() -> None:
             book = draw.choices(left, [weight[each] for each in left])[0]
             read.add(book)
             day += draw.randrange(1, 24)
-            rows.append([f"r{reader:03}", book, START + day * DAY + draw.randrange(DAY)])
+            moment = START + dt.timedelta(days=day, seconds=draw.randrange(86_400))
+            rows.append([f"r{reader:03}", book, f"{moment:%Y%m%dT%H%M%S}"])
     _write(folder / "events.csv", ["user", "item", "time"], sorted(rows, key=lambda row: row[2]))
 
 

@@ -29,7 +29,9 @@ from llmasos.kernel import branching
 from llmasos.kernel.abi import (
     Capabilities,
     Chunk,
+    Effect,
     ExitStatus,
+    Grant,
     GroupInfo,
     GroupLimits,
     KernelStatus,
@@ -39,7 +41,10 @@ from llmasos.kernel.abi import (
     Signal,
 )
 from llmasos.kernel.archive import Archive
+from llmasos.kernel.audit import Audit
+from llmasos.kernel.audit_log import AuditLog
 from llmasos.kernel.branching import Beginning
+from llmasos.kernel.budgets import Budgets
 from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import Core, Run
@@ -48,6 +53,7 @@ from llmasos.kernel.delivery import Deliveries, Turns
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
 from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
+from llmasos.kernel.gate import Gate
 from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.branch import Past, past_of
@@ -55,8 +61,9 @@ from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.feed import Feed
 from llmasos.kernel.journal.history import History
-from llmasos.kernel.journal.journal import Journal
+from llmasos.kernel.journal.journal import Journal, exit_event
 from llmasos.kernel.kernel import Kernel, KernelOptions
+from llmasos.kernel.metrics import Metrics
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -69,6 +76,7 @@ from llmasos.kernel.swap import Swap
 from llmasos.kernel.syscall import Call, SyscallTable
 from llmasos.kernel.tasks import Task
 from llmasos.kernel.tokenizer import Tokenizer
+from llmasos.kernel.trace import Trace
 
 LONG_TEXT_CHARS = 20_000
 """Texts longer than this are tokenised in a worker thread."""
@@ -110,6 +118,7 @@ class Runtime:
         swap: Swap | None = None,
         journal: Journal | None = None,
         archives: Callable[[Process], Archive] | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer
@@ -129,17 +138,31 @@ class Runtime:
         self._tasks: dict[Pid, Task] = {}
         self._turns = Turns()
         self._journal = journal
-        self._dispatcher = Dispatcher(self, self._tasks, journal)
+        self.trace = Trace()
+        """Where to listen to what processes do."""
+        self.metrics = Metrics(syscalls, now=now)
+        """What is counted of all processes together."""
+        self.metrics.attach(self.trace)
+        self._audit = Audit(audit, self.effect_of, now=now) if audit is not None else None
+        self._dispatcher = Dispatcher(self, self._tasks, journal, self._audit)
         self.is_ending = False
         """Processes that end now are ended by the kernel's own end."""
         self._is_suspending = False
         self._work = asyncio.Event()
+        self.budgets = Budgets(self.kernel, self._tasks, now=now, signal=self.signal)
         self._group: anyio.abc.TaskGroup | None = None
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="llmasos-engine")
+        self.kernel.record = self._record
         if journal is not None:
-            self.kernel.record = self._record
+            journal.trace = self.trace
+            self.kernel.ledger.save = self.kernel.groups.save = self._keep_account
             self.kernel.first_pid(Pid(journal.store.next_pid))
             self._num_spawned = journal.store.next_pid - 1
+        if self._audit is not None:
+            self._audit.attach(self.trace)
+            self.gate.on_verdict = self._audit.verdict
+            if journal is not None:
+                self._audit.log.on_head = lambda head: journal.note_audit_head(str(head))
 
     async def __aenter__(self) -> Self:
         self._group = await anyio.create_task_group().__aenter__()
@@ -172,12 +195,15 @@ class Runtime:
             raise
         finally:
             self._group = None
+            self._dispatcher.close()
             self._engine_thread.shutdown()
             self._core.close()
             if self._swap is not None:
                 self._swap.close()
-            if self._journal is not None:
-                with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True):
+                if self._audit is not None:
+                    await self._audit.log.aclose()
+                if self._journal is not None:
                     await self._journal.aclose()
 
     async def recover(self) -> Recovered:
@@ -196,6 +222,7 @@ class Runtime:
         ppid: Pid = KERNEL_PID,
         title: str = "",
         capabilities: Capabilities | None = None,
+        grants: Sequence[Grant] | None = None,
         limits: Limits | None = None,
         nice: int = 0,
         seed: int | None = None,
@@ -207,11 +234,12 @@ class Runtime:
     ) -> Pid:
         """Start a process and return its pid, once that is in the journal.
 
-        Without `stdin`, the process reads the end of file. A child's capabilities must come from the
-        caller already attenuated. `group` is a path such as `batch/nightly`, by default its parent's
-        group. `interactive` (somebody waits at a terminal) is by default whether it has `stdin`. After a
-        crash a `foreground` process comes back stopped: who waited for it is gone. `call` is its
-        parent's syscall, made again after a crash perhaps: then its child is there already.
+        Without `stdin`, the process reads the end of file. A child holds what `grants` derives from its
+        parent's capabilities, by default all that its parent does. `group` is a path such as
+        `batch/nightly`, by default its parent's group. `interactive` (somebody waits at a terminal) is by
+        default whether it has `stdin`. After a crash a `foreground` process comes back stopped: who waited
+        for it is gone. `call` is its parent's syscall, made again after a crash perhaps: then its child is
+        there already.
         Raises `NoSuchApp`, `InvalidArguments`, `OutOfMemory`.
         """
         if (known := self._child_of(ppid, call)) is not None:
@@ -223,8 +251,9 @@ class Runtime:
             params,
             ppid=ppid,
             title=title,
-            capabilities=capabilities or self._capabilities_of(ppid),
-            limits=limits or Limits(),
+            capabilities=capabilities or (self.capabilities if ppid == KERNEL_PID else None),
+            grants=grants,
+            limits=self.budgets.of_child(ppid, limits or Limits()),
             nice=nice,
             seed=self._child_seed(ppid) if seed is None else seed,
             group=group,
@@ -257,8 +286,8 @@ class Runtime:
             parent.params if params is None else params,
             ppid=pid,
             title=title or parent.title,
-            capabilities=parent.capabilities,
-            limits=parent.limits,
+            capabilities=None,
+            limits=self.budgets.of_child(pid, Limits()),
             nice=parent.nice,
             seed=parent.child_seed(),
         )
@@ -294,6 +323,26 @@ class Runtime:
     async def history(self, pid: Pid) -> History:
         """All that a process, live or finished, has done. Raises `NoSuchProcess`, `JournalDamaged`."""
         return History(pid, await self._kept_journal().events(pid))
+
+    def num_events(self, pid: Pid) -> int:
+        """How many events of an unfinished process are recorded by now; 0 where no journal is kept."""
+        return 0 if self._journal is None else self._journal.num_events(pid)
+
+    async def past(self, pid: Pid, num_events: int | None) -> list[Event]:
+        """So many of a process's first events, or all; none where no journal is kept. Raises what
+        `history` does."""
+        if self._journal is None or num_events == 0:
+            return []
+        return await self._journal.events(pid, until=num_events)
+
+    @property
+    def keeps_journal(self) -> bool:
+        """Whether there is one."""
+        return self._journal is not None
+
+    def read_events(self, pid: Pid, num_events: int) -> list[Event]:
+        """So many of a process's first events that are on disk. Blocks; any thread's."""
+        return self._kept_journal().read(pid, until=num_events)
 
     @property
     def home_id(self) -> str:
@@ -343,6 +392,22 @@ class Runtime:
             task.signal = signal
             self._resume(process, task)
             task.scope.cancel()
+        else:
+            task.signals.append(signal)
+            task.signalled.set()
+
+    async def next_signals(self, pid: Pid, *, wait: bool) -> list[Signal]:
+        """The signals that a process's app has not been told of, oldest first; waits for one if told to."""
+        task = self._task(pid)
+        while wait and not task.signals:
+            task.signalled.clear()
+            await task.signalled.wait()
+        signals, task.signals = task.signals, []
+        return signals
+
+    def charge_bytes(self, pid: Pid, call: CallId, num_bytes: int) -> None:
+        """Count what a process is about to write to files. Raises `LimitExceeded`: then it must not."""
+        self.budgets.charge_bytes(pid, call, num_bytes)
 
     async def flushed(self) -> None:
         """Wait until the journal has everything that has happened."""
@@ -401,6 +466,8 @@ class Runtime:
     def status(self) -> KernelStatus:
         """See `Kernel.status`; and the journal's."""
         status = self.kernel.status()
+        if self._audit is not None:
+            status = replace(status, journal_warning=self._audit.log.warning)
         if self._journal is None:
             return status
         journal = self._journal.status
@@ -409,8 +476,13 @@ class Runtime:
             journal=journal.level.value,
             journal_bytes=journal.size_bytes,
             journal_lag_s=journal.lag_s,
-            journal_warning=journal.warning,
+            journal_warning=journal.warning or status.journal_warning,
         )
+
+    @property
+    def num_drivers_waiting(self) -> int:
+        """Blocking calls that wait for a thread."""
+        return self._dispatcher.num_waiting
 
     def output(self, pid: Pid) -> AsyncIterator[str]:
         """A process's stdout from its beginning, then live until it exits."""
@@ -435,6 +507,15 @@ class Runtime:
         return await self._task(pid).input.read_line()
 
     # --- syscalls
+
+    def effect_of(self, name: str) -> Effect:
+        """The effect of the syscall of that name; one that there is not does nothing."""
+        return self.syscalls[name].info.effect if name in self.syscalls else Effect.PURE
+
+    @property
+    def gate(self) -> Gate:
+        """What every syscall passes; whoever traces watches its verdicts."""
+        return self._dispatcher.gate
 
     async def syscall(
         self,
@@ -517,9 +598,12 @@ class Runtime:
         self, process: Process, call: CallId | None, *, stdin: bool, foreground: bool
     ) -> None:
         """Have the journal know of a new process, and its parent of a child."""
-        if self._journal is None:
+        if self._journal is None and not self.trace.is_heard:
             return
         started = spawn_values(process, stdin=stdin, foreground=foreground, core=self.kernel.info)
+        if self._journal is None:
+            self.trace.tell(process.pid, ("spawn", started))
+            return
         row = ProcessRow(
             process.pid, process.ppid, process.app, process.title, process.started_at, 0
         )
@@ -536,7 +620,11 @@ class Runtime:
         return self._tasks[ppid].children.get(call)
 
     def _record(self, process: Process, event: Event) -> None:
-        if self._journal is None or self._is_suspending:
+        if self._journal is None:
+            if self.trace.is_heard:
+                self.trace.tell(process.pid, event)
+            return
+        if self._is_suspending:
             return
         if event[0] == "reap":
             self._journal.reap(process.pid)
@@ -597,9 +685,8 @@ class Runtime:
         begin_strands()
         status: ExitStatus | None = None
         try:
-            if process.limits.wall_s is not None:
-                left_s = process.limits.wall_s - task.ran_s
-                task.limit.deadline = anyio.current_time() + left_s
+            task.began_at = anyio.current_time()
+            self.budgets.time(process, task)
             with anyio.CancelScope(shield=True), task.scope, task.limit:
                 port = _Port(process.pid, self)
                 status = await run_program(process.program, port, process.params)
@@ -621,10 +708,18 @@ class Runtime:
         self._is_suspending = self._is_suspending or comes_back
         if self._journal is not None and not comes_back:
             self._journal.end(process.pid, status, self.now())
+        elif self._journal is None and self.trace.is_heard:
+            self.trace.tell(process.pid, exit_event(status))
         self.kernel.exit_process(process.pid, status)
+        if task.short_of_time is not None:
+            task.short_of_time.cancel()
         task.output.close()
         task.done.set()
         self._forget_old_output()
+
+    def _keep_account(self, name: str, row: Mapping[str, Any] | None) -> None:
+        if self._journal is not None and not self._is_suspending:
+            self._journal.keep_account(name, row)
 
     def _stop(self, process: Process, task: Task) -> None:
         process.stopped = task.deliveries.is_held = True
@@ -646,9 +741,6 @@ class Runtime:
     def _forget_old_output(self) -> None:
         for pid in [pid for pid in self._tasks if pid not in self.kernel.processes]:
             del self._tasks[pid]
-
-    def _capabilities_of(self, pid: Pid) -> Capabilities:
-        return self.capabilities if pid == KERNEL_PID else self.kernel.live(pid).capabilities
 
     def _child_seed(self, pid: Pid) -> int:
         if pid != KERNEL_PID:

@@ -21,6 +21,7 @@ import anyio.to_thread
 from llmasos.kernel.abi import Capabilities
 from llmasos.kernel.errors import ConfigError
 from llmasos.shell.home import JOURNAL_NAME, kernel_lock
+from llmasos.shell.otel_live import exporting
 from llmasos.shell.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ async def booted(
             _mounted(settings) as mounted,
             _runtime(settings, loaded, os.path.abspath(root), mounted) as runtime,
         ):
-            await runtime.recover()
-            yield runtime
+            with exporting(settings, runtime):
+                await runtime.recover()
+                yield runtime
 
 
 @asynccontextmanager
@@ -168,6 +170,8 @@ def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
     from llmasos.apps.builtin import load_builtin
+    from llmasos.kernel.accounts import Prices
+    from llmasos.kernel.audit_log import AuditFile, AuditLog
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
@@ -176,12 +180,17 @@ def _runtime(
     from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
 
-    options = KernelOptions()
+    prices = Prices(settings.price_in / 1e6, settings.price_out / 1e6)
+    options = KernelOptions(prices=prices)
     if settings.step_tokens is not None:
-        options = KernelOptions(step_tokens=settings.step_tokens)
+        options = KernelOptions(step_tokens=settings.step_tokens, prices=prices)
     journal = None
     if loaded.store is not None:
         journal = Journal(loaded.store, level=Level(settings.journal), now=time.time)
+    audit = None
+    if settings.audit:
+        is_durable = settings.journal == "durable"
+        audit = AuditLog(AuditFile(settings.home, durable=is_durable))
     return Runtime(
         loaded.core,
         loaded.tokenizer,
@@ -195,4 +204,5 @@ def _runtime(
         swap=loaded.swap,
         journal=journal,
         archives=archives_in(settings.home / "cache", now=time.time),
+        audit=audit,
     )

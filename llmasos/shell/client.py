@@ -11,8 +11,11 @@ import anyio
 
 from llmasos.kernel.abi import (
     AppInfo,
+    CapabilityInfo,
     ExitStatus,
     KernelStatus,
+    LimitInfo,
+    Limits,
     Pid,
     ProcessInfo,
     Signal,
@@ -118,10 +121,10 @@ class SocketSession:
         finally:
             await channel.aclose()
 
-    async def _stream(self, verb: str, pid: Pid) -> AsyncGenerator[str | None]:
+    async def _stream(self, verb: str, pid: Pid, **more: Any) -> AsyncGenerator[str | None]:
         channel = await self._connect()
         try:
-            await self._send(channel, verb, {"pid": pid})
+            await self._send(channel, verb, {"pid": pid, **more})
             while "item" in (message := await channel.receive()):
                 yield decode(cast("type[str | None]", str | None), message["item"])
             _result(message)
@@ -181,6 +184,22 @@ class SocketSession:
         """Change its share of the model."""
         await self._call("renice", _NOTHING, pid=pid, nice=nice)
 
+    async def caps(self, pid: Pid) -> list[CapabilityInfo]:
+        """What it may do."""
+        return await self._call("caps", list[CapabilityInfo], pid=pid)
+
+    async def revoke(self, pid: Pid, handle: int) -> int:
+        """Have one of its capabilities taken back."""
+        return await self._call("revoke", int, pid=pid, handle=handle)
+
+    async def limits(self, pid: Pid) -> list[LimitInfo]:
+        """Every limit that it is under."""
+        return await self._call("limits", list[LimitInfo], pid=pid)
+
+    async def set_limits(self, pid: Pid, limits: Limits, lifted: list[str]) -> None:
+        """Have its own limits changed."""
+        await self._call("set_limits", _NOTHING, pid=pid, limits=limits, lifted=lifted)
+
     def output(self, pid: Pid) -> AsyncGenerator[str]:
         """Its output from the beginning, then live until it exits."""
         return cast("AsyncGenerator[str]", self._stream("output", pid))
@@ -197,6 +216,11 @@ class SocketSession:
         """Its output, with None wherever it has come to ask for a line of input."""
         return self._stream("dialogue", pid)
 
+    def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
+        """What it does, as lines of JSON."""
+        stream = self._stream("trace", pid, follow=follow, tokens=tokens)
+        return cast("AsyncGenerator[str]", stream)
+
     async def apps(self) -> list[AppInfo]:
         """What can be spawned, by name."""
         return await self._call("apps", list[AppInfo])
@@ -204,6 +228,10 @@ class SocketSession:
     async def syscalls(self) -> list[SyscallInfo]:
         """What processes can ask for, by name."""
         return await self._call("syscalls", list[SyscallInfo])
+
+    async def metrics(self) -> str:
+        """What the kernel counts."""
+        return await self._call("metrics", str)
 
     async def keep(self) -> None:
         """Let the kernel stay until it is told to end."""

@@ -11,16 +11,23 @@ import anyio
 
 from llmasos.kernel.abi import (
     AppInfo,
+    CapabilityInfo,
     ExitStatus,
     KernelStatus,
+    LimitInfo,
+    Limits,
     Pid,
     ProcessInfo,
     Signal,
     SyscallInfo,
 )
+from llmasos.kernel.authority import revoke
 from llmasos.kernel.branching import Beginning
+from llmasos.kernel.capabilities import infos
 from llmasos.kernel.errors import KernelBug
+from llmasos.shell.attaching import traced
 from llmasos.shell.checkpoints import restore, save
+from llmasos.shell.prometheus import exposition
 from llmasos.shell.records import MAX_ROWS, process_info
 from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 
@@ -144,6 +151,25 @@ class LocalSession:
         self._runtime.renice(pid, nice)
         await self._runtime.flushed()
 
+    async def caps(self, pid: Pid) -> list[CapabilityInfo]:
+        """What it may do."""
+        return infos(self._runtime.kernel.process(pid), self._runtime.now())
+
+    async def revoke(self, pid: Pid, handle: int) -> int:
+        """Take a capability back."""
+        num_revoked = revoke(self._runtime.kernel, pid, handle)
+        await self._runtime.flushed()
+        return num_revoked
+
+    async def limits(self, pid: Pid) -> list[LimitInfo]:
+        """Every limit that it is under."""
+        return self._runtime.budgets.rows(pid)
+
+    async def set_limits(self, pid: Pid, limits: Limits, lifted: list[str]) -> None:
+        """Change its own limits."""
+        self._runtime.budgets.change(pid, limits, lifted)
+        await self._runtime.flushed()
+
     def output(self, pid: Pid) -> AsyncGenerator[str]:
         """Its output from the beginning, then live until it exits."""
         return cast("AsyncGenerator[str]", self._runtime.output(pid))
@@ -171,6 +197,10 @@ class LocalSession:
                     asked = process.num_syscalls
                     yield None
 
+    def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
+        """What it does, as lines of JSON."""
+        return traced(self._runtime, pid, follow=follow, tokens=tokens)
+
     async def apps(self) -> list[AppInfo]:
         """What can be spawned, by name."""
         return sorted(self._apps(), key=lambda app: app.name)
@@ -179,6 +209,10 @@ class LocalSession:
         """What processes can ask for, by name."""
         table = self._runtime.syscalls
         return [table[name].info for name in sorted(table)]
+
+    async def metrics(self) -> str:
+        """What the kernel counts."""
+        return exposition(self._runtime)
 
     async def keep(self) -> None:
         """Let it stay."""

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 from llmasos.kernel.abi import (
     AppInfo,
     Capabilities,
+    CapabilityInfo,
     ExitStatus,
     KernelStatus,
+    LimitInfo,
     Limits,
     Pid,
     ProcessInfo,
@@ -122,6 +124,22 @@ class KernelSession(Protocol):
         """Change its share of the model: -20 the largest, 19 the smallest."""
         ...
 
+    async def caps(self, pid: Pid) -> list[CapabilityInfo]:
+        """What it may do."""
+        ...
+
+    async def revoke(self, pid: Pid, handle: int) -> int:
+        """Take one of its capabilities back with all derived from it; how many those were."""
+        ...
+
+    async def limits(self, pid: Pid) -> list[LimitInfo]:
+        """Every limit that it is under."""
+        ...
+
+    async def set_limits(self, pid: Pid, limits: Limits, lifted: list[str]) -> None:
+        """Change its own limits to those given, and lift some. Raises `InvalidArguments`."""
+        ...
+
     def output(self, pid: Pid) -> AsyncGenerator[str]:
         """What the process wrote, from its beginning, then live until it exits."""
         ...
@@ -138,12 +156,24 @@ class KernelSession(Protocol):
         """`output`, with a None wherever the process, all written, has come to ask for a line."""
         ...
 
+    def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
+        """What the process does, as lines of JSON (`trace.event_of`), until it ends: first what it did so
+        far, where a journal is kept, then a line `[0,["live"]]`, then what it does.
+
+        With `follow` its children too. Ends at once for a process that has exited.
+        """
+        ...
+
     async def apps(self) -> list[AppInfo]:
         """What can be spawned, by name."""
         ...
 
     async def syscalls(self) -> list[SyscallInfo]:
         """What processes can ask for, by name."""
+        ...
+
+    async def metrics(self) -> str:
+        """What the kernel counts, in Prometheus's text format."""
         ...
 
     async def keep(self) -> None:

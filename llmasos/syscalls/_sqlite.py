@@ -12,10 +12,10 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 from urllib.parse import quote
 
 from llmasos.kernel.errors import Failed, InvalidArguments
+from llmasos.kernel.syscall import Call
 from llmasos.syscalls._paths import Place, Root, refuse_unless_file, shown
 
 Value = str | int | float | bool | None
@@ -27,12 +27,12 @@ MAX_CELL_CHARS = 4_000
 
 @contextmanager
 def opened(
-    folder: Path, root: Root, path: str, *, mode: str
+    call: Call, root: Root, path: str, *, mode: str
 ) -> Iterator[tuple[Place, sqlite3.Connection]]:
     """An open table file, `mode` `ro` or `rw`. Raises `SyscallError`, also for what SQLite says inside."""
     place = root.existing(path)
     refuse_unless_file(place.status, path)
-    file = os.path.join(os.path.realpath(folder), place.path)
+    file = os.path.join(call.real_root, place.path)
     try:
         with closing(_connected(file, mode)) as connection:
             again = os.stat(place.name, dir_fd=place.folder_fd, follow_symlinks=False)

@@ -133,7 +133,7 @@ def purge(call: Call, path: str) -> int:
 
 
 def _key(call: Call, path: str) -> bytes:
-    root = os.path.realpath(call.root)
+    root = call.real_root
     return os.fsencode(root if path == "." else os.path.join(root, path))
 
 

@@ -12,7 +12,8 @@ from llmasos.kernel.errors import Failed
 from llmasos.kernel.syscall import Call, syscall
 from llmasos.syscalls import _versions
 from llmasos.syscalls._atomic import locked, refuse_unwritable, replace
-from llmasos.syscalls._paths import Root, missing, readable_name, shown
+from llmasos.syscalls._mounts import in_mount
+from llmasos.syscalls._paths import missing, readable_name, root_of, shown
 from llmasos.syscalls._text import iso_time, size_text
 
 MAX_LISTED = 100
@@ -59,12 +60,13 @@ class PurgeResult(TypedDict):
 
 
 @syscall("fs.history", effect=Effect.READ)
+@in_mount(writes=False)
 def history(
     call: Call,
     path: Annotated[str, Field(description="File, or a folder to see what changed in it")] = ".",
 ) -> HistoryResult:
     """List the earlier versions of a file."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         place = root.locate(path or ".")
         look = _versions.history_below if place.kind == "folder" else _versions.history
         found = look(call, place.path, MAX_LISTED + 1)
@@ -80,6 +82,7 @@ def history(
 
 
 @syscall("fs.restore", effect=Effect.WRITE)
+@in_mount(writes=True)
 def restore(
     call: Call,
     path: Annotated[str, Field(description="File to bring back")],
@@ -92,7 +95,7 @@ def restore(
     ] = None,
 ) -> RestoreResult:
     """Bring back an earlier version of a file."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         source = root.locate(path, make_folders=True)
         number = _latest(call, source.path) if version is None else version
         data = _versions.content(call, source.path, number)
@@ -100,6 +103,7 @@ def restore(
         with locked(target.folder_fd):
             place = root.locate(to or path)
             refuse_unwritable(place, to or path)
+            call.charge_bytes(len(data))
             _versions.keep(call, root, place, "fs.restore")
             replace(place, data)
     where = "" if to is None else f" as {shown(place.path)}"
@@ -112,9 +116,10 @@ def restore(
 
 
 @syscall("fs.purge", effect=Effect.WRITE, tool=False, repeatable=True)
+@in_mount(writes=True)
 def purge(call: Call, path: Annotated[str, Field(description="File")]) -> PurgeResult:
     """Forget all earlier versions of a file for good; the file itself stays."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         place = root.locate(path)
         with locked(place.folder_fd):
             num_versions = _versions.purge(call, place.path)
@@ -133,7 +138,7 @@ def _latest(call: Call, path: str) -> int:
 
 
 def _info(call: Call, version: _versions.Version) -> VersionInfo:
-    path = os.path.relpath(version.path, os.path.realpath(call.root))
+    path = os.path.relpath(version.path, call.real_root)
     return VersionInfo(
         path=readable_name(path),
         version=version.number,

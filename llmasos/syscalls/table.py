@@ -22,9 +22,10 @@ from llmasos.kernel.errors import Failed, InvalidArguments
 from llmasos.kernel.syscall import Call, syscall
 from llmasos.syscalls._atomic import locked, refuse_unwritable
 from llmasos.syscalls._database import transaction
+from llmasos.syscalls._mounts import in_mount
 from llmasos.syscalls._once import digest, made_before
 from llmasos.syscalls._oserrors import telling
-from llmasos.syscalls._paths import TEMP_PREFIX, Place, Root, refuse_unless_file, shown
+from llmasos.syscalls._paths import TEMP_PREFIX, Place, refuse_unless_file, root_of, shown
 from llmasos.syscalls._sqlite import (
     Value,
     columns_of,
@@ -65,6 +66,7 @@ class CopyResult(TypedDict):
 
 
 @syscall("table.query", effect=Effect.READ, tool=False)
+@in_mount(writes=False)
 def query(
     call: Call,
     path: TableFile,
@@ -74,7 +76,7 @@ def query(
 ) -> QueryResult:
     """Find the rows of a table whose columns have these values."""
     wanted = where or {}
-    with Root(call.root) as root, opened(call.root, root, path, mode="ro") as (_, connection):
+    with root_of(call) as root, opened(call, root, path, mode="ro") as (_, connection):
         columns = columns_of(connection, table, path)
         refuse_unknown(list(wanted), columns, table)
         rows = _rows(connection, table, wanted, limit + 1)
@@ -87,6 +89,7 @@ def query(
 
 
 @syscall("table.update", effect=Effect.WRITE, tool=False, repeatable=True)
+@in_mount(writes=True)
 def update(
     call: Call,
     path: TableFile,
@@ -103,7 +106,7 @@ def update(
         raise InvalidArguments(
             "table.update needs `where`, which rows, and `values`, what to change."
         )
-    with Root(call.root) as root, opened(call.root, root, path, mode="rw") as (place, connection):
+    with root_of(call) as root, opened(call, root, path, mode="rw") as (place, connection):
         columns = columns_of(connection, table, path)
         refuse_unknown([*where, *values], columns, table)
         with transaction(connection):
@@ -180,9 +183,10 @@ def _rows(
 
 
 @syscall("table.copy", effect=Effect.WRITE, tool=False, repeatable=True)
+@in_mount(writes=True)
 def copy(call: Call, path: TableFile, to: TableFile) -> CopyResult:
     """Copy a table file as it is at one moment; it replaces an old copy."""
-    with Root(call.root) as root, opened(call.root, root, path, mode="ro") as (source, connection):
+    with root_of(call) as root, opened(call, root, path, mode="ro") as (source, connection):
         target = root.locate(to, make_folders=True)
         if target.status is not None:
             refuse_unless_file(target.status, to)
@@ -190,6 +194,7 @@ def copy(call: Call, path: TableFile, to: TableFile) -> CopyResult:
             raise InvalidArguments("A table file cannot be copied onto itself.")
         with locked(target.folder_fd):
             refuse_unwritable(target, to)
+            call.charge_bytes(source.status.st_size if source.status else 0)
             _copy(call, connection, target)
     return CopyResult(text=f"Copied {shown(path)} to {shown(to)}.", path=target.path)
 
@@ -197,7 +202,7 @@ def copy(call: Call, path: TableFile, to: TableFile) -> CopyResult:
 def _copy(call: Call, connection: sqlite3.Connection, target: Place) -> None:
     """By way of a temporary file, which takes the target's place when it is whole."""
     name = f"{TEMP_PREFIX}{call.pid}-{target.name}"
-    folder = os.path.dirname(os.path.join(os.path.realpath(call.root), target.path))
+    folder = os.path.dirname(os.path.join(call.real_root, target.path))
     with telling(shown(target.path)):
         os.close(os.open(name, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600, dir_fd=target.folder_fd))
         with closing(sqlite3.connect(os.path.join(folder, name))) as made:

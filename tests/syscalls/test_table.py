@@ -117,6 +117,18 @@ def test_an_update_does_not_overwrite_what_somebody_else_did_meanwhile(
     assert status_of(orders, "A1") == "cancelled"
 
 
+def test_a_folder_that_may_only_be_read_is_not_changed(caller: Caller, orders: Path) -> None:
+    caller.capabilities = replace(caller.capabilities, read_only=True)
+    found = caller(table.query, path="orders.db", table="orders", where={"id": "A1"})
+    assert found["rows"][0]["status"] == "shipped"
+    change = {"table": "orders", "where": {"id": "A1"}, "values": {"status": "x"}}
+    with pytest.raises(PermissionDenied, match="read-only"):
+        caller(table.update, path="orders.db", **change)
+    with pytest.raises(PermissionDenied, match="read-only"):
+        caller(table.copy, path="orders.db", to="copy.db")
+    assert status_of(orders, "A1") == "shipped"
+
+
 def test_a_copy_is_whole_and_of_its_own(caller: Caller, orders: Path) -> None:
     caller(table.copy, path="orders.db", to="trial/copy.db")
     caller(

@@ -1,13 +1,14 @@
 """Strategies: from a user's history to a score for every item, with what each past item added to it.
 
-`als`, `bpr` and `knn` are fitted by the library implicit (in one thread, so that a fit is repeatable). A user
-is a weighted row of items, folded in when asked about, so a new event counts at once; what items have to do with
-each other is learnt at the next fit. A row's share in a score is exact for `knn`, `content` and `als` (whose
-fold-in is linear in the row once its weights are known), and the item's cosine for `bpr`.
+`als`, `bpr` and `knn` are fitted by the library implicit, in one thread, so that a fit is repeatable. A user
+is a weighted row of items, folded in when asked about, so a new event counts at once; what items have to do
+with each other is learnt at the next fit. A row's share in a score is exact for `knn`, `content` and `als`
+(its fold-in is linear in the row once the row's weights are known); `bpr` scores by the cosines of its items.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -82,8 +83,7 @@ class Factors:
         weights = ALPHA * np.abs(row[seen])
         left = self._gram + own.T @ (weights[:, None] * own) + REGULARISATION * np.eye(own.shape[1])
         right = own.T * ((1 + weights) * (row[seen] > 0))
-        solved: Array = np.linalg.solve(left, right)
-        return solved
+        return np.asarray(np.linalg.solve(left, right), dtype=np.float64)
 
 
 class Popularity:
@@ -130,9 +130,15 @@ def counts_of(data: Data) -> Array:
 
 
 def _learnt(name: str, data: Data) -> Strategy:
+    library = _library(name)
+    from threadpoolctl import threadpool_limits  # implicit brings it
+
     matrix = matrix_of(data)
-    fitted = _library(name)()
-    fitted.fit(matrix * ALPHA if name == "als" else matrix, show_progress=False)
+    fitted = library()
+    weighted = matrix * ALPHA if name == "als" else matrix
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it converts between its own sparse formats
+        fitted.fit(weighted, show_progress=False)
     if name == "als":
         return Factors(np.asarray(fitted.item_factors, dtype=np.float64))
     if name == "knn":

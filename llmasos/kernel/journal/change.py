@@ -15,6 +15,7 @@ from llmasos.kernel.journal.schema import (
     live_crc,
     lost_row,
     meta_of,
+    put_account,
     put_meta,
     row_of,
     values_of,
@@ -102,9 +103,13 @@ class Change:
             self._write_end(connection, ending)
         for pid in batch.reaped:
             put_row(connection, replace(row_in(connection, pid), reaped=True))
+        for name, text in batch.accounts:
+            put_account(connection, name, text)
         self.write_pids(connection)
         if batch.ended:
             put_meta(connection, "num_finished", self._num_finished)
+        if batch.audit_head:
+            put_meta(connection, "audit_head", batch.audit_head)
 
     def write_pids(self, connection: sqlite3.Connection) -> None:
         """Note only that the pids are used."""

@@ -1,4 +1,4 @@
-"""The recommender through real kernels: real reasons, events at once, a forgotten user nowhere to be found."""
+"""The recommender through real kernels: real reasons, events at once, forgotten users gone."""
 
 from __future__ import annotations
 
