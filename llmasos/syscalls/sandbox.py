@@ -172,8 +172,8 @@ class Sandbox:
         if not self._allow_weak:
             raise Failed(
                 "Code is not run here: bubblewrap (bwrap) is missing or may make no namespaces;"
-                " install it (as root it must also"
-                " be able to become another user), or set exec_sandbox to weak to run under resource limits alone."
+                " install it (as root it must be able to become another user too), or set exec_sandbox"
+                " to weak to run under resource limits alone."
             )
         unbound = ", as root" if os.geteuid() == 0 else ""
         unshare = shutil.which("unshare")
