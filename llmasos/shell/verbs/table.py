@@ -17,10 +17,23 @@ from llmasos.shell.verbs import (
     run,
     scripts,
     serve,
+    syscalls,
 )
 from llmasos.shell.verbs.verb import Verb
 
-_MODULES = (ask, run, processes, journal, checkpoints, machine, scripts, models, apps, serve)
+_MODULES = (
+    ask,
+    run,
+    processes,
+    journal,
+    checkpoints,
+    machine,
+    scripts,
+    models,
+    apps,
+    serve,
+    syscalls,
+)
 
 Verbs = Mapping[str, Verb]
 
