@@ -24,6 +24,7 @@ from implicit.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import CosineRecommender
 from threadpoolctl import threadpool_limits
 
+from benchmarks.apps_writer import writer
 from benchmarks.harness import Bar, Report, Samples, arguments, finish, progress, run
 from benchmarks.ours import stored_model
 from llmasos.apps.builtin import load_builtin
@@ -212,13 +213,17 @@ def recommender(report: Report) -> None:
 
 def main() -> int:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--only", choices=("support", "recommender"), help="one of the apps")
+    parser.add_argument(
+        "--only", choices=("support", "recommender", "writer"), help="one of the apps"
+    )
     args = parser.parse_args()
     report = Report("apps")
-    if args.only != "recommender":
+    if args.only in (None, "support"):
         support(report, quick=args.quick)
-    if args.only != "support":
+    if args.only in (None, "recommender"):
         recommender(report)
+    if args.only in (None, "writer"):
+        writer(report, quick=args.quick)
     return finish(report, as_json=args.json)
 
 

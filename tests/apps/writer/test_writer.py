@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel.abi import Pid
 from llmasos.apps.writer.text import plain, sentences
+from llmasos.kernel.abi import Pid
 from tests.apps.machine import AppMachine, until_said
 
 pytestmark = pytest.mark.anyio
