@@ -30,7 +30,7 @@ def test_an_unknown_app_is_answered_with_those_there_are_and_a_close_one():
         match=r"agent, call, chat, complete, recommender, support, writer. Did you mean chat\?",
     ):
         load_builtin("Chta")
-    with pytest.raises(NoSuchApp, match=r"support\.$"):
+    with pytest.raises(NoSuchApp, match=r"writer\.$"):
         load_builtin("zzz")
 
 

@@ -121,17 +121,23 @@ async def _reword(proc: Proc, context: ContextHandle, fact: str, seed: int) -> s
     """The model's words for a fact, where it bears them out. They stay in the context."""
     before = (await context.info()).num_tokens
     try:
+        asked = before + await context.chat([Message("user", f"Fact: {fact}")])
         for number, temperature in enumerate(TRIES):
-            await context.chat([Message("user", f"Fact: {fact}")])
             sampling = Sampling(temperature=temperature, top_p=0.95, seed=seed + number)
-            reply = await context.generate(max_tokens=MAX_TOKENS, sampling=sampling)
+            reply = await context.generate(max_tokens=_room(fact), sampling=sampling, stop=["\n"])
             said = " ".join(reply.text.split())
             if await is_borne_out(proc, said, fact):
                 return said
-            await context.truncate(before)
+            await context.truncate(asked)
     except ContextTooLong:
-        await context.truncate(before)
+        pass
+    await context.truncate(before)
     return None
+
+
+def _room(fact: str) -> int:
+    """Tokens that a rewording may have: what is longer would be refused anyway."""
+    return min(MAX_TOKENS, 12 + 2 * len(words(fact)))
 
 
 async def is_borne_out(proc: Proc, said: str, fact: str) -> bool:
