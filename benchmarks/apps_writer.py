@@ -2,9 +2,10 @@
 
     python -m benchmarks.apps_writer [--json] [--quick]
 
-Brief and sources are those of examples/writer; both sides have the same seeds and must write the same article.
-The clock runs from the start of the first section's process to the end of the last one's; research and editing
-are the same on both sides and outside it. `at_once=1` starts each section when the one before is written.
+Brief and sources are those of examples/writer; both sides have the same seeds and must write the same
+article. The clock runs from the start of the first section's process to the end of the last one's; research
+and editing are the same on both sides and outside it. `at_once=1` starts each section when the one before it
+is done.
 """
 
 from __future__ import annotations

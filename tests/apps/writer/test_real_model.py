@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from llmasos.apps.builtin import load_builtin
-from llmasos.apps.writer.drafting import states
 from llmasos.apps.writer.text import numbers, plain, sentences
 from llmasos.kernel.abi import Capabilities
 from llmasos.kernel.cores.torch_core import TorchCore
@@ -53,8 +51,7 @@ async def test_an_article_and_a_revision(
             return runtime.output_text(pid)
 
         told = await run(words=["brief.md"], out="a.md", length=250)
-        own = int(re.findall(r"own words: (\d+) of", told)[0])
-        assert own >= 1
+        assert "Wrote a.md" in told
         sources = " ".join(
             " ".join(path.read_text().split()) for path in sorted((root / "sources").glob("*.md"))
         )
@@ -62,8 +59,6 @@ async def test_an_article_and_a_revision(
             assert set(numbers(plain(sentence.text))) <= set(numbers(sources))
         told = await run(words=["revise", "draft.md"], style="news", accept="all")
         revised = (root / "draft.revised.md").read_text()
-        assert states("Ruth Calloway and her two apprentices repaired the gates.",
-                      "The gates were repaired by Ruth Calloway and her two apprentices.")  # fmt: skip
-        assert "Ruth Calloway" in revised
+        assert "Ruth Calloway and her two apprentices repaired the gates." in revised
         assert "the the" not in revised
         runtime.kernel.check_integrity()
