@@ -27,6 +27,10 @@ MARGIN = 0.15
 """A learnt range is at least this much wider than its mean on both sides: a few samples show no limits."""
 
 
+LEAST = {"passive": 5.0, "exclaims": 5.0, "personal": 1.0, "contractions": 0.5, "hedges": 0.5}
+"""What a learnt range has to each side in any case."""
+
+
 class Profile(BaseModel):
     """A style. `wanted` are ranges of measures."""
 
@@ -127,7 +131,7 @@ def learnt(name: str, texts: Sequence[str]) -> Profile:
     for measured in LEARNT:
         values = [each[measured] for each in figures if measured in each]
         if values:
-            wanted[measured] = _range(values)
+            wanted[measured] = _range(values, LEAST.get(measured, 0.0))
     contracted = wanted.get("contractions", (0.0, 1.0))[1]
     passive = wanted.get("passive", (0.0, 0.0))[1]
     longest = max(each.get("longest_tenth", 30) for each in figures)
@@ -145,10 +149,10 @@ def learnt(name: str, texts: Sequence[str]) -> Profile:
     )
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _range(values: Sequence[float], least: float) -> tuple[float, float]:
     """Two deviations to each side, but never less than a margin, and nothing below 0 that never was."""
     mean = statistics.fmean(values)
-    spread = max(2 * statistics.pstdev(values), MARGIN * abs(mean))
+    spread = max(2 * statistics.pstdev(values), MARGIN * abs(mean), least)
     low = mean - spread
     return round(max(low, 0.0) if min(values) >= 0 else low, 2), round(mean + spread, 2)
 
