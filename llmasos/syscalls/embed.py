@@ -72,13 +72,12 @@ class _KeptVectors:
     def vectors(self, embedder: TextEmbedder, texts: Sequence[str]) -> list[str]:
         """Encoded vectors of the texts; computes those that are not there."""
         keys = [(embedder.fingerprint, text) for text in texts]
-        with self._lock:
+        with self._lock:  # also while computing: who wants the same texts finds them done
             found = {key: self._rows[key] for key in keys if key in self._rows}
-        missing = list(dict.fromkeys(key for key in keys if key not in found))
-        if missing:
-            rows = embedder.embed([text for _, text in missing])
-            found |= {key: _encoded(row) for key, row in zip(missing, rows, strict=True)}
-        with self._lock:
+            missing = list(dict.fromkeys(key for key in keys if key not in found))
+            if missing:
+                rows = embedder.embed([text for _, text in missing])
+                found |= {key: _encoded(row) for key, row in zip(missing, rows, strict=True)}
             for key in keys:
                 self._rows[key] = found[key]
                 self._rows.move_to_end(key)
