@@ -16,6 +16,8 @@ from typing import Any, NewType
 Pid = NewType("Pid", int)
 ContextId = NewType("ContextId", int)
 """A process's own number for one of its contexts, like a file descriptor: 0, 1, 2 ..."""
+Labels = tuple[str, ...]
+"""Where text from outside came from, such as `web:https://example.org/`; see `kernel.taint`."""
 
 
 class Effect(enum.StrEnum):
@@ -311,6 +313,63 @@ class ProcessInfo:
     """Path of the group it is in; empty for the root group."""
     note: str = ""
     """Why it stands still, where that is not its own doing."""
+    taint: Labels = ()
+    """Which text from outside has reached it."""
+
+
+class QuestionKind(enum.StrEnum):
+    """What a person is asked for."""
+
+    APPROVAL = "approval"
+    """May this syscall be made?"""
+    ACTION = "action"
+    """May this be done? Asked by the app itself (`human.approve`)."""
+    TEXT = "text"
+    """A question that is answered in words (`human.ask`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something that a process waits for a person to answer. All texts in it are untrusted."""
+
+    id: int
+    pid: Pid
+    app: str
+    kind: QuestionKind
+    text: str
+    """The question, or the name of the syscall."""
+    arguments: str = ""
+    """Of the syscall, as JSON, whole."""
+    choices: tuple[str, ...] = ()
+    taint: Labels = ()
+    asked_at: float = 0.0
+    ends_at: float | None = None
+    """When it is no longer waited for."""
+
+
+class Remember(enum.StrEnum):
+    """For whom an answer holds beyond the one call that was asked about."""
+
+    NOTHING = ""
+    SESSION = "session"
+    """This process, as long as it lives."""
+    APP = "app"
+    """Every process of this app, in this home."""
+    ALWAYS = "always"
+    """Every process in this home."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person said."""
+
+    allow: bool
+    text: str = ""
+    """The answer in words; of a denial, the reason."""
+    remember: Remember = Remember.NOTHING
+    match: dict[str, str] = field(default_factory=dict, hash=False)
+    """What is remembered holds for calls whose arguments match these patterns; empty: for exactly the
+    arguments that were asked about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class Dispatcher:
         self._tasks = tasks
         self._journal = journal
         self._drivers = anyio.CapacityLimiter(MAX_DRIVERS)
-        self.gate = Gate()
+        self.gate = Gate(runtime.approvals)
 
     async def syscall(
         self,
@@ -205,20 +205,23 @@ class Dispatcher:
         process.usage.num_syscalls += 1
         entry = self._runtime.syscalls[request.name]
         arguments = entry.validate(request.args)
-        if request.under_way is not None and not entry.is_repeatable:
+        if _may_have_happened(request, entry):
             raise MaybeDone(
                 f"{request.name} was under way where the kernel ended, or where this process branched"
                 " off; whether it happened is not known."
             )
         call = self._call(request)
         with self._frame(request, call):
-            call = await self.gate.admit(process, entry, arguments, call)
-            await self._before_the_world_changes(request, entry)
-            return await self._drive(entry, call, arguments)
+            try:
+                call = await self.gate.admit(process, entry, arguments, call)
+                await self._before_the_world_changes(request, entry)
+                return await self._drive(entry, call, arguments)
+            finally:
+                self._kernel.taint(process, call.sources)
 
     def _call(self, request: _Request) -> Call:
         process, under_way = request.process, request.under_way
-        on_chunk, jobs = request.on_chunk, list[Job]()
+        on_chunk, jobs, sources = request.on_chunk, list[Job](), list[str]()
         planner: Callable[[Any], None] | None = None
         if self._journal is not None:
             on_chunk = self._stream(request, self._journal)
@@ -228,7 +231,7 @@ class Dispatcher:
             process.pid,
             process.capabilities,
             self._runtime,
-            on_chunk,
+            self._labelling(process, sources, on_chunk),
             jobs,
             id=request.call_id,
             begun_at=under_way.action.at if under_way else self._runtime.now(),
@@ -236,7 +239,24 @@ class Dispatcher:
             chunks=tuple(under_way.chunks) if under_way else (),
             receipt=under_way.receipts[-1] if under_way and under_way.receipts else None,
             planner=planner,
+            taint=process.taint,
+            sources=sources,
+            is_approved=under_way is not None and under_way.is_approved,
         )
+
+    def _labelling(
+        self, process: Process, sources: list[str], on_chunk: Callable[[Chunk], None] | None
+    ) -> Callable[[Chunk], None] | None:
+        """The same, with the process labelled before it is given a chunk from outside."""
+        if on_chunk is None:
+            return None
+
+        def labelled(chunk: Chunk) -> None:
+            if sources:
+                self._kernel.taint(process, sources)
+            on_chunk(chunk)
+
+        return labelled
 
     def _idempotency_key(self, pid: Pid, call_id: CallId) -> str:
         """The same for every try of one call, and for no other call anywhere."""
@@ -257,6 +277,8 @@ class Dispatcher:
         await journal.ticket().wait()
 
     async def _drive(self, entry: Syscall, call: Call, arguments: dict[str, Any]) -> Any:
+        if entry.is_foreign:
+            call.came_from((entry.name,))
         try:
             with anyio.fail_after(entry.deadline_s):
                 if entry.is_async:
@@ -292,6 +314,12 @@ class Dispatcher:
             if scope.cancelled_caught:
                 raise Interrupted(f"{name} was interrupted.")
             task.has_pending_int = True
+
+
+def _may_have_happened(request: _Request, entry: Syscall) -> bool:
+    """Whether an earlier kernel may have done what cannot be done again."""
+    under_way = request.under_way
+    return under_way is not None and not (entry.is_repeatable or under_way.is_asked_about)
 
 
 async def _while_stopped(process: Process, task: Task) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llmasos.kernel.errors import PermissionDenied, SyscallError
 
 if TYPE_CHECKING:
+    from llmasos.kernel.approvals import Approvals
     from llmasos.kernel.process import Process
     from llmasos.kernel.syscall import Call, Syscall
 
@@ -45,7 +46,8 @@ def _unwatched(_process: Process, _entry: Syscall, _call: Call, _verdict: Verdic
 class Gate:
     """Admits the calls of every process of one runtime."""
 
-    def __init__(self) -> None:
+    def __init__(self, approvals: Approvals) -> None:
+        self.approvals = approvals
         self.on_verdict: OnVerdict = _unwatched
 
     async def admit(
@@ -54,6 +56,7 @@ class Gate:
         """The call as it is to be served. Raises `PermissionDenied` or `LimitExceeded`."""
         try:
             handle, admitted = self._authorise(process, entry, arguments, call)
+            await self.approvals.settle(process, entry, arguments, admitted)
         except SyscallError as error:
             self.on_verdict(process, entry, call, Verdict(None, error))
             raise

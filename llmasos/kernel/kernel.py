@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ from llmasos.kernel.program import Program
 from llmasos.kernel.scheduler import Plan, Scheduler, too_large
 from llmasos.kernel.shift import Shift, from_page, runs_to_shift, shift_salt, shifted_from
 from llmasos.kernel.swap import Swap
+from llmasos.kernel.taint import joined
 from llmasos.kernel.window import FREE_SHARE
 
 RATE_WINDOW_S = 5.0
@@ -193,9 +194,18 @@ class Kernel:
             group=self._group_of(ppid) if group is None else self.groups.open(group),
             is_interactive=is_interactive,
         )
+        if (parent := self.processes.get(ppid)) is not None:
+            process.taint, process.rules = parent.taint, parent.rules
         self.groups.admit(process)
         self.processes[process.pid] = process
         return process
+
+    def taint(self, process: Process, labels: Iterable[str]) -> None:
+        """Text from there is about to reach a process: it is labelled, for good."""
+        taint = joined(process.taint, labels)
+        if new := [label for label in taint if label not in process.taint]:
+            process.taint = taint
+            self.record(process, ("taint", new))
 
     def new_pid(self) -> Pid:
         """A number that no process had before. Raises `OutOfMemory` when there are too many of them."""

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from llmasos.kernel.abi import Capabilities
+from llmasos.kernel.abi import Capabilities, Effect
 from llmasos.kernel.errors import ConfigError
-from llmasos.shell.home import JOURNAL_NAME, kernel_lock
+from llmasos.shell.home import ANSWERS_NAME, JOURNAL_NAME, kernel_lock
 from llmasos.shell.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from llmasos.kernel.core import Core
     from llmasos.kernel.journal.store import JournalStore
+    from llmasos.kernel.rules import Policy
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.swap import Swap
     from llmasos.kernel.syscall import Syscall
@@ -158,10 +159,12 @@ def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
     from llmasos.apps.builtin import load_builtin
+    from llmasos.kernel.approvals import Remembered
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
+    from llmasos.kernel.taint import Trust
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
@@ -185,4 +188,25 @@ def _runtime(
         swap=loaded.swap,
         journal=journal,
         archives=archives_in(settings.home / "cache", now=time.time),
+        policy=_policy(settings),
+        remembered=Remembered(settings.home / ANSWERS_NAME),
+        trust=Trust(settings.taint.trusted, settings.taint.untrusted),
     )
+
+
+def _policy(settings: Settings) -> Policy:
+    from llmasos.kernel.rules import Decision, Policy, Rule
+
+    rules = tuple(
+        Rule(
+            Decision(each.decision),
+            syscall=each.syscall,
+            app=each.app,
+            effect=tuple(map(Effect, each.effect)),
+            arguments=each.arguments,
+            taint=each.taint,
+        )
+        for each in settings.approvals.rules
+    )
+    tainted, otherwise = settings.approvals.tainted, settings.approvals.otherwise
+    return Policy(rules, tainted=Decision(tainted), otherwise=Decision(otherwise))

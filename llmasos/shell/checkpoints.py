@@ -27,7 +27,9 @@ from llmasos.kernel.journal.branch import past_of
 from llmasos.kernel.journal.events import decode_events, encode_event
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.page_copies import Span
+from llmasos.kernel.recovery import labels_of
 from llmasos.shell.session import CheckpointRequest, RestoreRequest
+from llmasos.syscalls._labels import LabelStore
 from llmasos.syscalls.owned import (
     WRITING_CALLS,
     owned_paths,
@@ -144,6 +146,7 @@ async def restore(runtime: Runtime, request: RestoreRequest) -> Pid:
     )
     past = past_of(history.pid, history.events)
     salt = await _put_pages(runtime, checkpoint, history)
+    await anyio.to_thread.run_sync(_label, runtime, root, history, checkpoint.files)
     await anyio.to_thread.run_sync(write_owned, root, checkpoint.files)
     beginning = Beginning(
         title=request.title,
@@ -153,6 +156,14 @@ async def restore(runtime: Runtime, request: RestoreRequest) -> Pid:
         salt=salt,
     )
     return await runtime.begin_with(past, beginning)
+
+
+def _label(runtime: Runtime, root: Path, history: History, files: Mapping[str, bytes]) -> None:
+    """Files of a process that text from outside had reached hold some, for all that can be told."""
+    if labels := labels_of(history):
+        store = LabelStore(runtime.cache_folder.parent)
+        for path, data in files.items():
+            store.mark(os.fsencode(os.path.join(os.path.realpath(root), path)), labels, data)
 
 
 def read_file(path: str) -> bytes:

@@ -10,6 +10,7 @@ from llmasos.syscalls.clock import SYSCALLS as CLOCK
 from llmasos.syscalls.context import SYSCALLS as CONTEXT
 from llmasos.syscalls.exec import exec_syscalls
 from llmasos.syscalls.fs import SYSCALLS as FS
+from llmasos.syscalls.human import SYSCALLS as HUMAN
 from llmasos.syscalls.io import SYSCALLS as IO
 from llmasos.syscalls.llm import SYSCALLS as LLM
 from llmasos.syscalls.memory import SYSCALLS as MEMORY
@@ -26,7 +27,7 @@ def builtin_syscalls(
     execution = exec_syscalls(sandbox or Sandbox())
     return SyscallTable(
         (
-            *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
+            *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB, *HUMAN),
             *execution,
             *mounted,
         )

@@ -352,7 +352,9 @@ def _syscall(
         tool=True,
     )
     timeout_s = connection.config.timeout_s
-    return MountedSyscall(info, call_tool, _AnyArguments, True, timeout_s, only_reads)
+    return MountedSyscall(
+        info, call_tool, _AnyArguments, True, timeout_s, only_reads, is_foreign=True
+    )
 
 
 def _result(name: str, result: types.CallToolResult) -> McpResult:

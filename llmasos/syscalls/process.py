@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from llmasos.kernel.abi import Effect, Pid, ProcessInfo, Signal, SyscallInfo
+from llmasos.kernel.abi import Effect, Labels, Pid, ProcessInfo, Signal, SyscallInfo
 from llmasos.kernel.errors import InvalidArguments, NoSuchProcess, PermissionDenied, ProcessError
 from llmasos.kernel.syscall import Call, syscall
 
@@ -67,6 +67,7 @@ async def wait(
         output = call.runtime.output_text(child)
     else:
         status, output = await call.runtime.shared_outcome(call.pid, child)
+    call.came_from(await call.runtime.taint_of(child))
     return {
         "code": status.code,
         "message": status.message,
@@ -94,8 +95,8 @@ async def self_(call: Call) -> ProcessInfo:
 
 @syscall("proc.list", effect=Effect.READ, tool=False)
 async def list_(call: Call) -> list[ProcessInfo]:
-    """The processes that are running."""
-    return call.runtime.ps()
+    """The processes that are running. Titles of those that know more from outside are left out."""
+    return [_told(row, call.taint) for row in call.runtime.ps()]
 
 
 @syscall("proc.tools", effect=Effect.READ, tool=False)
@@ -106,6 +107,11 @@ async def tools(call: Call) -> list[SyscallInfo]:
         for name, entry in call.runtime.syscalls.items()
         if entry.info.tool and call.capabilities.allows(name)
     ]
+
+
+def _told(row: ProcessInfo, taint: Labels) -> ProcessInfo:
+    """A title is a text that a process chose."""
+    return row if set(row.taint) <= set(taint) else replace(row, title="", note="")
 
 
 def _own_descendant(call: Call, pid: int) -> Pid:

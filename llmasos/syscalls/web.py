@@ -13,6 +13,7 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed
 from llmasos.kernel.syscall import Call, Syscall, syscall
+from llmasos.kernel.taint import label
 from llmasos.syscalls._documents import Unextracted, extracted, is_installed
 from llmasos.syscalls._encoding import SAMPLE_BYTES, detect
 from llmasos.syscalls._fetch import MAX_URL_CHARS, Fetcher, Page
@@ -47,7 +48,7 @@ class FetchResult(TypedDict):
 def fetch_syscall(fetcher: Fetcher) -> Syscall:
     """`web.fetch` with this fetcher."""
 
-    @syscall("web.fetch", effect=Effect.EXTERNAL, deadline_s=DEADLINE_S)
+    @syscall("web.fetch", effect=Effect.EXTERNAL, deadline_s=DEADLINE_S, foreign=False)
     async def fetch(
         call: Call,
         url: Annotated[str, Field(max_length=MAX_URL_CHARS, description="Address of the page")],
@@ -57,7 +58,14 @@ def fetch_syscall(fetcher: Fetcher) -> Syscall:
         start: Annotated[int, Field(ge=0, le=2**31, description="Character to begin at")] = 0,
     ) -> FetchResult:
         """Read a web page."""
-        page = await fetcher.get(url, call.capabilities.allows_host)
+
+        def allows_host(host: str) -> bool:
+            is_allowed = call.capabilities.allows_host(host)
+            if is_allowed:  # from here on what is said may come from there
+                call.came_from([label("web", url)])
+            return is_allowed
+
+        page = await fetcher.get(url, allows_host)
         text = await anyio.to_thread.run_sync(functools.partial(page_text, page))
         return _result(page, text, start, max_chars)
 

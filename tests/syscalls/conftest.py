@@ -12,6 +12,7 @@ import pytest
 
 from llmasos.kernel.abi import Capabilities, Pid
 from llmasos.kernel.syscall import Call, Syscall
+from llmasos.kernel.taint import Trust
 
 
 @dataclass
@@ -40,6 +41,7 @@ class DriverRuntime:
     cache_folder: Path
     now: Callable[[], float] = time.time
     kernel: DriverKernel = field(default_factory=DriverKernel)
+    trust: Trust = field(default_factory=Trust)
 
 
 class Caller:

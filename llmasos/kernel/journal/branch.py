@@ -8,6 +8,8 @@ where the original stood, and draws the same numbers where it goes the same way.
 - A child that was started by a call that is over stays the original's child; the branch knows its pid and
   may wait for it, and may not signal it. A call that was starting one is made again and starts the
   branch's own.
+- What a person allowed the original is not allowed to the branch: it asks again. Labels of text from outside
+  stay.
 - Its parent is the kernel, whoever the original's was. Lines that were sent to the original later are
   not sent to it.
 """
@@ -76,6 +78,10 @@ def _is_past(event: Event, over: set[CallId]) -> bool:
         return event[1] not in _NOT_PAST
     if event[0] == "child":
         return event[2] is None or event[2] in over
+    if event[0] in ("ask", "verdict"):  # what was allowed to the original is not to the branch
+        return event[1] in over
+    if event[0] == "rule":
+        return False
     return bool(event[0] != "exit")
 
 

@@ -75,6 +75,9 @@ class Holdings:
     is_stopped: bool = False
     ending_signal: Signal | None = None
     notes: list[str] = field(default_factory=list)
+    taint: list[str] = field(default_factory=list)
+    rules: list[Mapping[str, Any]] = field(default_factory=list)
+    """What people said of its calls, the latest first."""
     _calls: dict[CallId, Action] = field(default_factory=dict)
 
     def apply(self, event: Event, action: Action | None = None) -> None:
@@ -202,6 +205,12 @@ class Holdings:
 
     def _front(self, is_interactive: bool) -> None:
         self.is_interactive = is_interactive
+
+    def _taint(self, labels: Sequence[str]) -> None:
+        self.taint += labels
+
+    def _rule(self, rule: Mapping[str, Any]) -> None:
+        self.rules.insert(0, rule)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)

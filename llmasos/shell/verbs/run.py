@@ -8,6 +8,7 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from llmasos.kernel.abi import AppInfo, Capabilities, Limits, Pid
@@ -20,11 +21,14 @@ from llmasos.shell.arguments import (
     seconds,
     temperature,
 )
+from llmasos.shell.asking import APPROVES
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Attention, exit_code
 from llmasos.shell.params import parse_params
-from llmasos.shell.session import KernelSession, SpawnRequest
+from llmasos.shell.session import KernelSession, RuleRequest, SpawnRequest
 from llmasos.shell.verbs.verb import Verb, kernel_flags
+
+DECISIONS = ("allow", "ask", "deny")
 
 
 def add_process_flags(parser: Parser) -> None:
@@ -37,6 +41,18 @@ def add_process_flags(parser: Parser) -> None:
     parser.add_argument("--title", default="", help="what `ps` calls it")
     parser.add_argument(
         "--root", metavar="FOLDER", help="the files it may see (default: the current folder)"
+    )
+    for decision in DECISIONS:
+        parser.add_argument(
+            f"--{decision}", dest="rules", action="append", metavar="PATTERN", default=[],
+            type=partial(RuleRequest, decision), help=f"{decision} calls such as fs.* or exec.shell",
+        )  # fmt: skip
+    parser.add_argument(
+        "--approve", choices=APPROVES, default="ask",
+        help="questions: ask here (default), wait for `llmasos approve` elsewhere, or deny",
+    )  # fmt: skip
+    parser.add_argument(
+        "--untrusted", action="store_true", help="what it is given comes from outside: label it so"
     )
     parser.set_defaults(background=False)
 
@@ -58,6 +74,8 @@ def request_for(
         limits=Limits(wall_s=args.timeout),
         nice=args.nice,
         seed=args.seed,
+        taint=("given:on the command line",) if args.untrusted else (),
+        rules=tuple(args.rules),
     )
 
 
@@ -115,7 +133,8 @@ async def run(environment: Environment, args: Namespace) -> int:
         return 0
     has_stdin = environment.stdin_fd is not None
     pid = await session.spawn(replace(request, stdin=has_stdin))
-    status = await Attention(environment, session, pid).until_exit(stdin=has_stdin)
+    attention = Attention(environment, session, pid, args.approve)
+    status = await attention.until_exit(stdin=has_stdin)
     return exit_code(environment, status)
 
 

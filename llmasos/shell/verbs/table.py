@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from llmasos.kernel.errors import UsageError
 from llmasos.shell.arguments import did_you_mean
 from llmasos.shell.verbs import (
+    approvals,
     apps,
     ask,
     checkpoints,
@@ -20,7 +21,19 @@ from llmasos.shell.verbs import (
 )
 from llmasos.shell.verbs.verb import Verb
 
-_MODULES = (ask, run, processes, journal, checkpoints, machine, scripts, models, apps, serve)
+_MODULES = (
+    ask,
+    run,
+    processes,
+    journal,
+    checkpoints,
+    machine,
+    scripts,
+    models,
+    apps,
+    serve,
+    approvals,
+)
 
 Verbs = Mapping[str, Verb]
 
