@@ -86,7 +86,7 @@ class Dispatcher:
         self._tasks = tasks
         self._journal = journal
         self._drivers = anyio.CapacityLimiter(MAX_DRIVERS)
-        self.gate = Gate(runtime.approvals)
+        self.gate = Gate(runtime.kernel.ledger, runtime.now, runtime.approvals)
 
     async def syscall(
         self,
@@ -165,6 +165,9 @@ class Dispatcher:
         event: Event = ("done", request.call_id, outcome, now)
         if is_error := isinstance(outcome, LlmosError):
             event = ("fail", request.call_id, code_of(outcome), str(outcome), now)
+        if request.process.is_timed:
+            usage = request.process.usage
+            journal.record(request.process.pid, ("used", usage.model_s, usage.page_s))
         journal.record(request.process.pid, event)
 
         def give() -> None:
@@ -198,11 +201,12 @@ class Dispatcher:
 
     async def _perform(self, request: _Request) -> Any:
         process, task = request.process, request.task
+        if request.under_way is None:
+            self._kernel.ledger.count_call(process, request.name)
         await _while_stopped(process, task)
         if task.has_pending_int:
             task.has_pending_int = False
             raise Interrupted("The process was interrupted.")
-        process.usage.num_syscalls += 1
         entry = self._runtime.syscalls[request.name]
         arguments = entry.validate(request.args)
         if _may_have_happened(request, entry):

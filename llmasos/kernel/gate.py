@@ -10,10 +10,12 @@ Admission is inside the call's frame: a wait in it ends with INT or the process,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmasos.kernel.errors import PermissionDenied, SyscallError
+from llmasos.kernel.capabilities import authorised
+from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.limits import Ledger
 
 if TYPE_CHECKING:
     from llmasos.kernel.approvals import Approvals
@@ -46,9 +48,11 @@ def _unwatched(_process: Process, _entry: Syscall, _call: Call, _verdict: Verdic
 class Gate:
     """Admits the calls of every process of one runtime."""
 
-    def __init__(self, approvals: Approvals) -> None:
+    def __init__(self, ledger: Ledger, now: Callable[[], float], approvals: Approvals) -> None:
         self.approvals = approvals
         self.on_verdict: OnVerdict = _unwatched
+        self._ledger = ledger
+        self._now = now
 
     async def admit(
         self, process: Process, entry: Syscall, arguments: Mapping[str, Any], call: Call
@@ -66,9 +70,9 @@ class Gate:
     # --- within
 
     def _authorise(
-        self, process: Process, entry: Syscall, _arguments: Mapping[str, Any], call: Call
+        self, process: Process, entry: Syscall, arguments: Mapping[str, Any], call: Call
     ) -> tuple[int, Call]:
         """The capability that allows the call, by its handle, and the call with its authority."""
-        if not process.capabilities.allows(entry.name):
-            raise PermissionDenied(f"This process may not call {entry.name}.")
-        return 0, call
+        self._ledger.refuse_call(process, entry.name)
+        handle, allows = authorised(process, entry.name, arguments, self._now())
+        return handle, call if allows is call.capabilities else replace(call, capabilities=allows)

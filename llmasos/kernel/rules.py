@@ -26,8 +26,8 @@ from llmasos.kernel.taint import MORE
 
 CLEAN = "none"
 """As a rule's `taint`: processes that nothing from outside has reached."""
-MOVES_LABELS = ("proc.*", "ipc.*")
-"""Calls that change the world only for other processes, which get the labels with what they are given."""
+MOVES_LABELS = ("proc.*", "ipc.*", "cap.*")
+"""Calls that change things for other processes alone, which get the labels with what they are given."""
 ANYBODY = ("*", CLEAN)
 """As a rule's `taint`: tainted or not."""
 MAX_PATH_CHARS = 4096

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints, is_typeddict
 
+import anyio.from_thread
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -81,6 +82,14 @@ class Call:
         """What this call returns, streams or fails with may hold text from there: the process is labelled
         with it before it is given any. To be called before the first such text; from any thread."""
         self.sources.extend(labels)
+
+    def charge_bytes(self, num_bytes: int) -> None:
+        """Count what is about to be written to a file. For drivers in worker threads; blocks. Raises
+        `LimitExceeded`: then write nothing."""
+        if self.receipt is not None:
+            return  # it was counted when a kernel ended under it
+        charge = self.runtime.charge_bytes
+        anyio.from_thread.run_sync(charge, self.pid, self.id, num_bytes)
 
     def intend(self, receipt: Any) -> None:
         """Have on disk what is about to be done, of JSON's types: where the kernel ends before the

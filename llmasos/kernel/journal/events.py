@@ -10,6 +10,11 @@ Of a process's life
     note   text                               something that its user should know
     taint  labels                             text from outside is about to reach it
     rule   {...}                              a person's answer that holds as long as it lives
+    cap    handle, line, allows, call         it was given a capability, derived from that line of others
+    limits {...}                              its limits were changed
+    wrote  call, bytes                        a call wrote so many bytes to files
+    used   model_s, page_s                    what it had used of these
+    revoked  capabilities                     these were revoked: its own, as pid:handle
     exit   code, message, signal              it ended
 
 Of its contexts, in the order in which they changed
