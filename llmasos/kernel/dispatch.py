@@ -20,7 +20,7 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -45,6 +45,7 @@ from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.history import OpenCall, token_event
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.process import Process
+from llmasos.kernel.redaction import Secret, redacted, scrubbed
 from llmasos.kernel.strands import UNNAMED, CallId, next_call
 from llmasos.kernel.syscall import Call, Syscall
 from llmasos.kernel.tasks import Frame, Task
@@ -225,7 +226,8 @@ class Dispatcher:
 
     def _call(self, request: _Request) -> Call:
         process, under_way = request.process, request.under_way
-        on_chunk, jobs, sources = request.on_chunk, list[Job](), list[str]()
+        on_chunk, jobs = request.on_chunk, list[Job]()
+        sources, drawn = list[str](), list[Secret]()
         planner: Callable[[Any], None] | None = None
         if self._journal is not None:
             on_chunk = self._stream(request, self._journal)
@@ -235,7 +237,7 @@ class Dispatcher:
             process.pid,
             process.capabilities,
             self._runtime,
-            self._labelling(process, sources, on_chunk),
+            self._guarded(process, sources, drawn, on_chunk),
             jobs,
             id=request.call_id,
             begun_at=under_way.action.at if under_way else self._runtime.now(),
@@ -245,20 +247,25 @@ class Dispatcher:
             planner=planner,
             taint=process.taint,
             sources=sources,
+            drawn=drawn,
             is_approved=under_way is not None and under_way.is_approved,
         )
 
-    def _labelling(
-        self, process: Process, sources: list[str], on_chunk: Callable[[Chunk], None] | None
+    def _guarded(
+        self,
+        process: Process,
+        sources: list[str],
+        drawn: list[Secret],
+        on_chunk: Callable[[Chunk], None] | None,
     ) -> Callable[[Chunk], None] | None:
-        """The same, with the process labelled before it is given a chunk from outside."""
+        """The same, with the process labelled before it is given a chunk from outside; no secret is in it."""
         if on_chunk is None:
             return None
 
         def labelled(chunk: Chunk) -> None:
             if sources:
                 self._kernel.taint(process, sources)
-            on_chunk(chunk)
+            on_chunk(replace(chunk, text=redacted(chunk.text, drawn)) if drawn else chunk)
 
         return labelled
 
@@ -284,6 +291,14 @@ class Dispatcher:
         if entry.is_foreign:
             call.came_from((entry.name,))
         try:
+            return _redacted_of(call, await self._run(entry, call, arguments))
+        except LlmosError as error:
+            if (clean := scrubbed(error, call.drawn)) is error:
+                raise
+            raise clean from None
+
+    async def _run(self, entry: Syscall, call: Call, arguments: dict[str, Any]) -> Any:
+        try:
             with anyio.fail_after(entry.deadline_s):
                 if entry.is_async:
                     return await entry.function(call, **arguments)
@@ -296,7 +311,8 @@ class Dispatcher:
         except LlmosError:
             raise
         except Exception as error:
-            debug(error)
+            if not call.drawn:  # its text could hold a secret
+                debug(error)
             raise Failed(f"{entry.name} failed: {type(error).__name__}: {error}") from error
 
     @contextlib.contextmanager
@@ -318,6 +334,11 @@ class Dispatcher:
             if scope.cancelled_caught:
                 raise Interrupted(f"{name} was interrupted.")
             task.has_pending_int = True
+
+
+def _redacted_of(call: Call, result: Any) -> Any:
+    """A result without the secrets that its driver used."""
+    return redacted(result, call.drawn) if call.drawn else result
 
 
 def _may_have_happened(request: _Request, entry: Syscall) -> bool:

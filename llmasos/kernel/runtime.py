@@ -75,6 +75,7 @@ from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program, ProgramLoader
 from llmasos.kernel.questions import Questions
 from llmasos.kernel.recovery import Recovered, labels_of, recover, spawn_values
+from llmasos.kernel.redaction import Vault
 from llmasos.kernel.rules import Policy, Rule
 from llmasos.kernel.sampling import derive_seed
 from llmasos.kernel.scheduler import Plan
@@ -128,6 +129,7 @@ class Runtime:
         policy: Policy | None = None,
         remembered: Remembered | None = None,
         trust: Trust | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
         self.tokenizer = tokenizer
@@ -147,6 +149,7 @@ class Runtime:
         self._tasks: dict[Pid, Task] = {}
         self._journal = journal
         self.trust = trust or Trust()
+        self.vault = vault
         self.questions = Questions()
         self.approvals = Approvals(
             policy or Policy(), remembered or Remembered(), self.questions, self._record_now

@@ -34,6 +34,7 @@ from pydantic import (
 
 from llmasos.kernel.abi import Capabilities, Chunk, Effect, Labels, Pid, SyscallInfo
 from llmasos.kernel.errors import ConfigError, InvalidArguments, NoSuchSyscall
+from llmasos.kernel.redaction import Secret
 from llmasos.kernel.strands import UNNAMED, CallId
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Call:
     """Behind `came_from`."""
     is_approved: bool = False
     """A person allowed it, under an earlier kernel."""
+    drawn: list[Secret] = field(default_factory=list)
+    """Secrets that the driver uses: kept out of all that comes of the call."""
 
     @property
     def root(self) -> Path:

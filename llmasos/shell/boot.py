@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
@@ -25,11 +26,13 @@ from llmasos.shell.settings import Settings, load_settings
 if TYPE_CHECKING:
     from llmasos.kernel.core import Core
     from llmasos.kernel.journal.store import JournalStore
+    from llmasos.kernel.redaction import Secret
     from llmasos.kernel.rules import Policy
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.swap import Swap
     from llmasos.kernel.syscall import Syscall
     from llmasos.kernel.tokenizer import Tokenizer
+    from llmasos.syscalls.vault import HomeVault
 
 
 @asynccontextmanager
@@ -88,15 +91,34 @@ async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
         return
     try:
         from llmasos.syscalls.mcp import ServerConfig, mounted
+        from llmasos.syscalls.vault import HomeVault
     except ImportError as error:
         raise ConfigError(
             "[mcp.servers] needs the mcp package: pip install 'llmasos[mcp]'."
         ) from error
-    servers = {name: ServerConfig(**dict(each)) for name, each in settings.mcp.servers.items()}
+    vault = HomeVault(settings.home)
+    servers = {
+        name: ServerConfig(**{**dict(each), **_with_secrets(vault, name, each.env)})
+        for name, each in settings.mcp.servers.items()
+    }
     async with mounted(servers) as mounts:
         for problem in mounts.problems:
             logging.getLogger("llmasos").warning("%s", problem)
         yield mounts.syscalls
+
+
+def _with_secrets(vault: HomeVault, server: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """A server's environment with secrets where their names stand, and which those are."""
+    from llmasos.syscalls.vault import REFERENCE
+
+    drawn: list[Secret] = []
+
+    def value_of(match: re.Match[str]) -> str:
+        drawn.append(vault.for_server(match[1], server))
+        return drawn[-1].value
+
+    filled = {name: REFERENCE.sub(value_of, value) for name, value in env.items()}
+    return {"env": filled, "secrets": tuple(drawn)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +190,7 @@ def _runtime(
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
+    from llmasos.syscalls.vault import HomeVault
 
     options = KernelOptions()
     if settings.step_tokens is not None:
@@ -191,6 +214,7 @@ def _runtime(
         policy=_policy(settings),
         remembered=Remembered(settings.home / ANSWERS_NAME),
         trust=Trust(settings.taint.trusted, settings.taint.untrusted),
+        vault=HomeVault(settings.home),
     )
 
 

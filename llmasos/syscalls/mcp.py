@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmasos.kernel.abi import Effect, SyscallInfo
 from llmasos.kernel.errors import Failed, InvalidArguments
+from llmasos.kernel.redaction import Secret, redacted
 from llmasos.kernel.syscall import Call, Syscall
 
 CONNECT_S = 30.0
@@ -60,6 +61,8 @@ class ServerConfig:
     """Patterns of the tools to mount."""
     timeout_s: float | None = 300.0
     """What a call may take; None is without end."""
+    secrets: tuple[Secret, ...] = ()
+    """Those in its environment: kept out of all that it says."""
 
 
 class McpResult(TypedDict):
@@ -93,7 +96,7 @@ async def mounted(servers: Mapping[str, ServerConfig]) -> AsyncGenerator[Mounts]
             try:
                 tools = await connection.tools()
             except Failed as error:
-                problems.append(str(error))
+                problems.append(redacted(str(error), config.secrets))
                 continue
             for tool in tools:
                 problem = _mount(connection, tool, syscalls)
@@ -313,6 +316,7 @@ def _mount(connection: Connection, tool: types.Tool, into: list[Syscall]) -> str
     schema = _schema(tool)
     if schema is None:
         return f"{name} is left out: its schema is no JSON object of a decent size."
+    schema = redacted(schema, connection.config.secrets)
     into.append(_syscall(connection, tool, name, schema))
     return ""
 
@@ -339,11 +343,13 @@ def _syscall(
 ) -> Syscall:
     only_reads = tool.annotations is not None and tool.annotations.read_only_hint is True
 
-    async def call_tool(_call: Call, arguments: dict[str, Any]) -> McpResult:
+    async def call_tool(call: Call, arguments: dict[str, Any]) -> McpResult:
+        call.drawn.extend(connection.config.secrets)
         result = await connection.call(tool.name, arguments, may_repeat=only_reads)
-        return _result(name, result)
+        return _result(name, result, connection.config.secrets)
 
-    description = (tool.description or tool.title or tool.name)[:MAX_DESCRIPTION_CHARS]
+    told: str = redacted(tool.description or tool.title or tool.name, connection.config.secrets)
+    description = told[:MAX_DESCRIPTION_CHARS]
     info = SyscallInfo(
         name=name,
         description=description,
@@ -357,9 +363,10 @@ def _syscall(
     )
 
 
-def _result(name: str, result: types.CallToolResult) -> McpResult:
+def _result(name: str, result: types.CallToolResult, secrets: Sequence[Secret]) -> McpResult:
     """What a tool returned as text and JSON. Raises `Failed` if it says that it failed."""
     text = "\n".join(map(_block_text, result.content)).encode("utf-8", "replace").decode()
+    text = redacted(text, secrets)  # before it is cut
     if result.is_error:
         raise Failed(f"{name}: {text[:2000] or 'the tool failed and does not say why'}")
     written, structured = _plain(result.structured_content)
