@@ -188,13 +188,15 @@ class Dispatcher:
 
     def _stream(self, request: _Request, journal: Journal) -> Callable[[Chunk], None]:
         """Takes a call's chunks: journals each, and has it given to the app in its turn."""
-        deliveries = request.task.deliveries
+        process, deliveries, on_chunk = request.process, request.task.deliveries, request.on_chunk
+        is_first = True
 
         def stream(chunk: Chunk) -> None:
-            journal.record(request.process.pid, token_event(request.call_id, chunk))
-            ticket = journal.result_ticket(Effect.READ)
-            on_chunk = request.on_chunk
-            deliveries.put((lambda: on_chunk(chunk)) if on_chunk else _nothing, ticket)
+            nonlocal is_first
+            journal.record(process.pid, token_event(request.call_id, chunk))
+            ticket = journal.piece_ticket(urgent=is_first or process.is_interactive)
+            deliveries.put(functools.partial(on_chunk, chunk) if on_chunk else None, ticket)
+            is_first = False
 
         return stream
 
@@ -249,6 +251,7 @@ class Dispatcher:
             sources=sources,
             drawn=drawn,
             is_approved=under_way is not None and under_way.is_approved,
+            charger=self._charger(request),
         )
 
     def _guarded(
@@ -268,6 +271,10 @@ class Dispatcher:
             on_chunk(replace(chunk, text=redacted(chunk.text, drawn)) if drawn else chunk)
 
         return labelled
+
+    def _charger(self, request: _Request) -> Callable[[int], None]:
+        charge = functools.partial(self._runtime.charge_bytes, request.process.pid, request.call_id)
+        return functools.partial(anyio.from_thread.run_sync, charge)
 
     def _idempotency_key(self, pid: Pid, call_id: CallId) -> str:
         """The same for every try of one call, and for no other call anywhere."""
@@ -350,7 +357,3 @@ def _may_have_happened(request: _Request, entry: Syscall) -> bool:
 async def _while_stopped(process: Process, task: Task) -> None:
     while process.stopped:
         await task.resumed.wait()
-
-
-def _nothing() -> None:
-    pass

@@ -291,9 +291,9 @@ class Kernel:
         for context in process.contexts.values():
             self._free(context)
         process.contexts.clear()
+        self.ledger.close(process)
         self.groups.leave(process)
         self.capabilities.forget(process)
-        self.ledger.close(process)
         self.orphan_children(pid)
         if process.ppid == KERNEL_PID:
             self.reap(pid)
@@ -739,7 +739,15 @@ class Kernel:
             if (page_s := process.num_pages * (now - self._charged_until)) > 0:
                 process.usage.page_s += page_s
                 self.ledger.charge(process, Used(page_s=page_s))
+                self._take_back_pages(process)
         self._charged_until = now
+
+    def _take_back_pages(self, process: Process) -> None:
+        """Who has held pages for as long as he may holds none but those in use."""
+        if any(account.has_held_pages for account in process.accounts()):
+            for context in process.contexts.values():
+                if not (context.busy or self._is_in_flight(context)):
+                    context.drop_pages()
 
     def _reuse(self, job: Job) -> None:
         """Take over pages that hold what the job would compute; that may be all there is to do."""

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from llmasos.kernel.abi import (
@@ -129,9 +129,15 @@ class Account:
             return self.over(f"spend {limits.cost:g} on tokens")
         if limits.model_s is not None and used.model_s >= limits.model_s:
             return self.over(f"use the model for {limits.model_s:g} s")
-        if limits.page_s is not None and used.page_s >= limits.page_s:
+        if self.has_held_pages:
             return self.over(f"hold pages for {limits.page_s:g} page-seconds")
         return None
+
+    @property
+    def has_held_pages(self) -> bool:
+        """Whether pages were held for as long as they may be."""
+        limit = self.limits.page_s
+        return limit is not None and self.used.page_s >= limit
 
     def may_draw(self, num_tokens: int, prices: Prices) -> bool:
         """Whether so many tokens may be sampled yet."""
@@ -233,7 +239,9 @@ class Ledger:
         self._starters: Mapping[Pid, Pid] = {}
 
     def open(self, pid: Pid, ppid: Pid, limits: Limits) -> Account:
-        """The account of a new process. Raises `LimitExceeded` where there may be no more."""
+        """The account of a new process. Raises `LimitExceeded` where there may be no more, and
+        `InvalidArguments` for limits that are none."""
+        check_limits(limits)
         parent = self._accounts.get(ppid)
         for account in parent.upwards() if parent else ():
             if (error := account.refuse_child(is_parent=account is parent)) is not None:
@@ -393,6 +401,17 @@ def check_limits(limits: Budget) -> None:
     given += [each.most for each in limits.calls]
     if not all(value >= 0 and math.isfinite(value) for value in given if value is not None):
         raise InvalidArguments("Limits are numbers from 0 up.")
+
+
+def changed(limits: Limits, given: Limits, lifted: Sequence[str]) -> Limits:
+    """Limits with those that are given, and without those that are lifted. Raises `InvalidArguments`."""
+    names = {each.name for each in fields(Limits)}
+    if unknown := set(lifted) - names:
+        raise InvalidArguments(f"There is no limit {min(unknown)!r}.")
+    values: dict[str, Any] = {name: () if name == "calls" else None for name in lifted}
+    new = {name: getattr(given, name) for name in names}
+    values |= {name: value for name, value in new.items() if value not in (None, ())}
+    return replace(limits, **values)
 
 
 def own_use(process: Process, prices: Prices) -> Used:

@@ -230,7 +230,7 @@ async def _recover_zombies(runtime: Runtime, journal: Journal, live: set[Pid]) -
         process = _process(runtime, history, live)
         process.exit, process.ended_at = row.exit, row.ended_at
         runtime.kernel.restore_process(process)
-        runtime.adopt(process, _task(history))
+        runtime.adopt(process, _task(runtime, history))
 
 
 def _recover_one(
@@ -257,7 +257,7 @@ def _recover_one(
 
 def bring_in(runtime: Runtime, history: History, live: set[Pid]) -> tuple[Process, Task]:
     """Make a process with all that its history says it has; it does not run yet."""
-    process, task = _process(runtime, history, live), _task(history)
+    process, task = _process(runtime, history, live), _task(runtime, history)
     runtime.kernel.restore_process(process)
     runtime.kernel.ledger.restore(process, was_warned=history.holdings.was_short)
     _endow(runtime, process, history.holdings)
@@ -338,7 +338,7 @@ def _program(runtime: Runtime, spawn: Mapping[str, Any]) -> Program:
         return MissingProgram(info, f"The app {spawn['app']} cannot be run: {error}")
 
 
-def _task(history: History) -> Task:
+def _task(runtime: Runtime, history: History) -> Task:
     output, stdin = Output(), Input(is_open=history.spawn["stdin"])
     for text in history.holdings.output:
         output.write(text)
@@ -346,7 +346,7 @@ def _task(history: History) -> Task:
         stdin.send(line)
     if history.exit is not None:
         output.close()
-    task = Task(output, stdin)
+    task = runtime.task(output, stdin)
     task.children.update(history.holdings.children)
     task.signals.extend(history.holdings.signals)
     return task

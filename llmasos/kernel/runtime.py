@@ -50,6 +50,7 @@ from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import Core, Run
 from llmasos.kernel.debug import debug
+from llmasos.kernel.delivery import Deliveries, Turns
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
 from llmasos.kernel.errors import (
@@ -59,6 +60,7 @@ from llmasos.kernel.errors import (
     NoSuchProcess,
     ProcessError,
 )
+from llmasos.kernel.gate import Gate
 from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.branch import Past, past_of
@@ -68,7 +70,7 @@ from llmasos.kernel.journal.feed import Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.kernel import Kernel, KernelOptions
-from llmasos.kernel.limits import WARNED_AT, check_limits, limit_rows
+from llmasos.kernel.limits import WARNED_AT, changed, check_limits, limit_rows
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -147,6 +149,7 @@ class Runtime:
         self._seed = seed
         self._num_spawned = 0
         self._tasks: dict[Pid, Task] = {}
+        self._turns = Turns()
         self._journal = journal
         self.trust = trust or Trust()
         self.vault = vault
@@ -268,7 +271,7 @@ class Runtime:
         process.taint = joined(process.taint, taint)
         process.rules = (*rules, *process.rules)
         self._begin(process, call, stdin=stdin, foreground=foreground)
-        self._start(process, Task(Output(), Input(is_open=stdin)))
+        self._start(process, self.task(Output(), Input(is_open=stdin)))
         await self.flushed()
         return process.pid
 
@@ -301,7 +304,7 @@ class Runtime:
         )
         self._begin(child, call, stdin=True, foreground=False)
         self.kernel.copy_contexts(parent, child)
-        self._start(child, Task(Output(), Input(is_open=True)))
+        self._start(child, self.task(Output(), Input(is_open=True)))
         await self.flushed()
         return child.pid
 
@@ -418,6 +421,10 @@ class Runtime:
         self._time(process, self._tasks[pid])
         self._work.set()
 
+    def change_limits(self, pid: Pid, limits: Limits, lifted: Sequence[str] = ()) -> None:
+        """The same for those that are given, and those that are to be no more, alone."""
+        self.set_limits(pid, changed(self.kernel.live(pid).limits, limits, lifted))
+
     def ran_s(self, process: Process) -> float:
         """Seconds that a process has run for, under this kernel and earlier ones."""
         task = self._tasks[process.pid]
@@ -522,6 +529,11 @@ class Runtime:
         return await self._task(pid).input.read_line()
 
     # --- syscalls
+
+    @property
+    def gate(self) -> Gate:
+        """What every syscall passes; whoever traces watches its verdicts."""
+        return self._dispatcher.gate
 
     async def syscall(
         self,
@@ -659,6 +671,10 @@ class Runtime:
             if (task := self._tasks.get(pid)) is not None and not task.done.is_set()
         )
 
+    def task(self, output: Output, input: Input) -> Task:
+        """The live half of a new process."""
+        return Task(output, input, Deliveries(self._turns))
+
     def adopt(self, process: Process, task: Task) -> None:
         """Take in a finished process that was read from the journal."""
         task.done.set()
@@ -760,7 +776,6 @@ class Runtime:
 
     def _child_limits(self, ppid: Pid, limits: Limits) -> Limits:
         """A child ends no later than its parent; of all else it shares what its parent may use."""
-        check_limits(limits)
         parent = self.kernel.processes.get(ppid)
         if parent is None or parent.limits.wall_s is None:
             return limits

@@ -15,6 +15,7 @@ driver's.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints, is_typeddict
 
-import anyio.from_thread
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -75,11 +75,18 @@ class Call:
     """A person allowed it, under an earlier kernel."""
     drawn: list[Secret] = field(default_factory=list)
     """Secrets that the driver uses: kept out of all that comes of the call."""
+    charger: Callable[[int], None] | None = None
+    """Behind `charge_bytes`."""
 
     @property
     def root(self) -> Path:
         """The folder that the calling process is confined to, as an absolute path."""
-        return Path(self.capabilities.root)
+        return Path(self.capabilities.root, self.capabilities.within)
+
+    @property
+    def real_root(self) -> str:
+        """Names that folder, whichever way its process's root was written; below that root no link counts."""
+        return os.path.join(os.path.realpath(self.capabilities.root), self.capabilities.within)
 
     def came_from(self, labels: Iterable[str]) -> None:
         """What this call returns, streams or fails with may hold text from there: the process is labelled
@@ -89,10 +96,8 @@ class Call:
     def charge_bytes(self, num_bytes: int) -> None:
         """Count what is about to be written to a file. For drivers in worker threads; blocks. Raises
         `LimitExceeded`: then write nothing."""
-        if self.receipt is not None:
-            return  # it was counted when a kernel ended under it
-        charge = self.runtime.charge_bytes
-        anyio.from_thread.run_sync(charge, self.pid, self.id, num_bytes)
+        if self.charger is not None and self.receipt is None:  # else it was counted before a crash
+            self.charger(num_bytes)
 
     def intend(self, receipt: Any) -> None:
         """Have on disk what is about to be done, of JSON's types: where the kernel ends before the

@@ -30,6 +30,7 @@ class Task:
 
     output: Output
     input: Input
+    deliveries: Deliveries
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     limit: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Ends it when its time is over."""
@@ -38,7 +39,6 @@ class Task:
     frames: list[Frame] = field(default_factory=list)
     has_pending_int: bool = False
     signal: Signal | None = None
-    deliveries: Deliveries = field(default_factory=Deliveries)
     feed: Feed | None = None
     """While it is run again: what it is given from the journal."""
     children: dict[CallId, Pid] = field(default_factory=dict)

@@ -180,7 +180,7 @@ def store_of(call: Call) -> LabelStore:
 
 def key_of(call: Call, path: str) -> bytes:
     """A path relative to the process's root as it is labelled: absolute, links of the root followed."""
-    root = os.path.realpath(call.root)
+    root = call.real_root
     return os.fsencode(root if path == "." else os.path.join(root, path))
 
 

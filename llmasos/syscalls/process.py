@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from llmasos.kernel.abi import (
     Effect,
@@ -38,10 +39,14 @@ async def spawn(
     | None = None,
     nice: Annotated[int, Field(ge=-20, le=19)] = 0,
     grant: Annotated[
-        list[Grant] | None, Field(description="Capabilities it holds; default: all of this one's.")
+        list[Grant] | None,
+        SkipJsonSchema(),
+        Field(description="Capabilities it holds; default: all of this one's."),
     ] = None,
     limits: Annotated[
-        Limits | None, Field(description="What it may use; it shares what this process may use.")
+        Limits | None,
+        SkipJsonSchema(),
+        Field(description="What it may use; it shares what this process may use."),
     ] = None,
 ) -> int:
     """Start an app as a child process and return its pid."""

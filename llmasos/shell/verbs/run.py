@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from llmasos.kernel.abi import AppInfo, Capabilities, Limits, Pid
+from llmasos.kernel.abi import AppInfo, Pid
 from llmasos.kernel.errors import NoKernel, NoSuchApp, UsageError
 from llmasos.shell.arguments import (
     Parser,
@@ -24,11 +24,15 @@ from llmasos.shell.arguments import (
 from llmasos.shell.asking import APPROVES
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Attention, exit_code
+from llmasos.shell.grants import (
+    add_grant_flags,
+    add_limit_flags,
+    capabilities_of,
+    limits_of,
+)
 from llmasos.shell.params import parse_params
 from llmasos.shell.session import KernelSession, RuleRequest, SpawnRequest
 from llmasos.shell.verbs.verb import Verb, kernel_flags
-
-DECISIONS = ("allow", "ask", "deny")
 
 
 def add_process_flags(parser: Parser) -> None:
@@ -42,10 +46,10 @@ def add_process_flags(parser: Parser) -> None:
     parser.add_argument(
         "--root", metavar="FOLDER", help="the files it may see (default: the current folder)"
     )
-    for decision in DECISIONS:
+    for decision in ("ask", "deny"):
         parser.add_argument(
             f"--{decision}", dest="rules", action="append", metavar="PATTERN", default=[],
-            type=partial(RuleRequest, decision), help=f"{decision} calls such as fs.* or exec.shell",
+            type=functools.partial(RuleRequest, decision), help=f"{decision} calls such as fs.*",
         )  # fmt: skip
     parser.add_argument(
         "--approve", choices=APPROVES, default="ask",
@@ -54,6 +58,8 @@ def add_process_flags(parser: Parser) -> None:
     parser.add_argument(
         "--untrusted", action="store_true", help="what it is given comes from outside: label it so"
     )
+    add_grant_flags(parser)
+    add_limit_flags(parser)
     parser.set_defaults(background=False)
 
 
@@ -70,8 +76,10 @@ def request_for(
         app.name,
         {**params, **chosen},
         title=args.title,
-        capabilities=Capabilities(root=folder(environment, args.root)),
-        limits=Limits(wall_s=args.timeout),
+        capabilities=capabilities_of(
+            folder(environment, args.root), functools.partial(folder, environment), args
+        ),
+        limits=limits_of(args, wall_s=args.timeout),
         nice=args.nice,
         seed=args.seed,
         taint=("given:on the command line",) if args.untrusted else (),

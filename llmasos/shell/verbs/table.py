@@ -10,6 +10,7 @@ from llmasos.shell.verbs import (
     approvals,
     apps,
     ask,
+    authority,
     checkpoints,
     journal,
     machine,
@@ -17,7 +18,9 @@ from llmasos.shell.verbs import (
     processes,
     run,
     scripts,
+    secret,
     serve,
+    taint,
 )
 from llmasos.shell.verbs.verb import Verb
 
@@ -25,6 +28,7 @@ _MODULES = (
     ask,
     run,
     processes,
+    authority,
     journal,
     checkpoints,
     machine,
@@ -33,6 +37,8 @@ _MODULES = (
     apps,
     serve,
     approvals,
+    taint,
+    secret,
 )
 
 Verbs = Mapping[str, Verb]
