@@ -19,11 +19,11 @@ MAX_SOURCES = 3
 YES = frozenset({"y", "yes"})
 NO = frozenset({"", "n", "no"})
 REMEMBERED = {
-    "s": Remember.SESSION, "session": Remember.SESSION,
-    "p": Remember.APP, "app": Remember.APP,
-    "a": Remember.ALWAYS, "always": Remember.ALWAYS,
+    "p": Remember.SESSION, "process": Remember.SESSION,
+    "a": Remember.APP, "app": Remember.APP,
+    "e": Remember.ALWAYS, "every": Remember.ALWAYS,
 }  # fmt: skip
-CHOICES = "[y]es, [n]o, yes for this exact call by this proce[s]s, by this ap[p], or [a]lways"
+CHOICES = "[y]es, [n]o; this very call always, by this [p]rocess, this [a]pp or [e]very process"
 
 
 def rules_of(requests: Iterable[RuleRequest]) -> tuple[Rule, ...]:

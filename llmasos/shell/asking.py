@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 Approve = Literal["ask", "wait", "deny"]
 """What becomes of a question: put to the person here, left to `approve` elsewhere, or answered with no."""
 APPROVES: Final[tuple[str, ...]] = get_args(Approve)
-NO_TERMINAL: Final = (
-    "there is no terminal to ask on; run it with --approve wait and answer elsewhere with"
-    " `llmasos approve`, or allow it in config.toml"
+NO_TERMINAL: Final = "there is no terminal to ask on"
+WHAT_TO_DO: Final = (
+    "run it with --approve wait and answer elsewhere with `llmasos approve`, or with --trust, or allow it"
+    " in config.toml"
 )
 DENIED: Final = "it was started with --approve deny"
 
@@ -85,13 +86,14 @@ class Asking:
         else:
             async with self._reader() as read:
                 if read is None:
-                    await self._refuse(question, NO_TERMINAL)
+                    await self._refuse(question, NO_TERMINAL, WHAT_TO_DO)
                 else:
                     await self._ask(question, read)
 
-    async def _refuse(self, question: Question, why: str) -> None:
+    async def _refuse(self, question: Question, why: str, what_to_do: str = "") -> None:
+        hint = f"; {what_to_do}" if what_to_do else ""
         self._environment.output.note(
-            f"Process {question.pid} was refused {summary(question)}: {why}."
+            f"Process {question.pid} was refused {summary(question)}: {why}{hint}."
         )
         await self._give(question, Answer(False, why))
 
@@ -102,6 +104,8 @@ class Asking:
             in_background(self._answered, question, read) as answered,
         ):
             await asyncio.wait({settled, answered}, return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                self._environment.output.person("\n(It is not asked any more.)")
 
     async def _answered(self, question: Question, read: ReadLine) -> None:
         answer: Answer | None = None

@@ -97,7 +97,7 @@ class HomeVault:
     ) -> Protection:
         """Keep a value under a name, instead of an earlier one. Raises `ConfigError`."""
         _check(name, value)
-        content = self._read()
+        content = self._protected(self._read())
         sealed = self._sealed(content, name, value, hosts, servers)
         entry = _Entry(value=sealed, hosts=hosts, servers=servers, set_at=at)
         kept = {**content.secrets, name: entry}
@@ -163,6 +163,19 @@ class HomeVault:
             return _File(protection=Protection.KEYRING, salt=salt)
         return _File(protection=Protection.NONE)
 
+    def _protected(self, content: _File) -> _File:
+        """The same, sealed from now on if it was not and there is a key."""
+        new = self._new()
+        if content.protection is not Protection.NONE or new.protection is Protection.NONE:
+            return content
+        sealed = {
+            name: entry.model_copy(
+                update={"value": self._sealed(new, name, entry.value, entry.hosts, entry.servers)}
+            )
+            for name, entry in content.secrets.items()
+        }
+        return new.model_copy(update={"secrets": sealed})
+
     def _write(self, content: _File) -> None:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temp = f"{self._file}.{secrets.token_hex(6)}.part"
@@ -190,9 +203,8 @@ class HomeVault:
     ) -> str:
         if content.protection is Protection.NONE:
             return value
-        for other, entry in content.secrets.items():  # one vault has one key
+        for other, entry in [*content.secrets.items()][:1]:  # one vault has one key
             self._opened(content, other, entry)
-            break
         nonce = os.urandom(_NONCE_BYTES)
         bound = _bound(name, hosts, servers)
         sealed = _cipher(self._key_of(content, make=True)).encrypt(nonce, value.encode(), bound)

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from llmasos.kernel.abi import Answer, AppInfo, Capabilities, Question
+from llmasos.kernel.abi import Answer, Capabilities, Question
 from llmasos.kernel.approvals import Remembered
 from llmasos.kernel.errors import SyscallError
 from llmasos.kernel.journal.entries import Level
@@ -84,7 +84,9 @@ class GuardedHome:
             async with runtime:
                 await runtime.recover()
                 self.runtime = runtime
-                self.session = LocalSession(runtime, _no_apps)
+                self.session = LocalSession(
+                    runtime, lambda: [app.info for app in self.apps.values()]
+                )
                 yield runtime
                 if crashes:
                     await runtime.flushed()
@@ -119,7 +121,3 @@ async def told(port: Port, name: str, **args: Any) -> str:
         outcome = f"{error.code}: {error}"
     await port.syscall("io.write", {"text": f"{name} {outcome}\n"})
     return outcome
-
-
-def _no_apps() -> list[AppInfo]:
-    return []

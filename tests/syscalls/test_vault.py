@@ -115,6 +115,16 @@ def test_a_passphrase_seals_it(tmp_path: Path) -> None:
             locked.set("other", "another value", hosts=("x.example",), servers=(), at=0.0)
 
 
+def test_what_was_not_sealed_is_once_there_is_a_key(tmp_path: Path) -> None:
+    kept(tmp_path)
+    environ = {PASSPHRASE: "correct horse"}
+    vault = HomeVault(tmp_path, environ)
+    vault.set("other", "another value", hosts=("api.example",), servers=(), at=0.0)
+    assert VALUE.encode() not in (tmp_path / "vault.json").read_bytes()
+    assert vault.for_url("github", "https://api.example/", HOLDER).value == VALUE
+    assert {info.protection for info in vault.infos()} == {Protection.PASSPHRASE}
+
+
 def test_a_keyring_keeps_the_key(tmp_path: Path) -> None:
     keyring.set_keyring(FakeKeyring())
     vault = kept(tmp_path)
