@@ -136,6 +136,14 @@ class LabelStore:
         """The labels of a text that is no file."""
         return self._of_digest(-1, key)
 
+    def of_names_in(self, folder: bytes) -> Labels:
+        """The labels of what is labelled in a folder itself, for telling its names."""
+        if self.is_empty:
+            return ()
+        with self._connected() as connection:
+            rows = _read(connection, *_at_or_below(folder))
+        return joined(*(labels for path, labels in rows if os.path.dirname(path) == folder))
+
     def all(self) -> list[Labelled]:
         """Every path that is labelled, by name."""
         if self.is_empty:
@@ -206,6 +214,17 @@ def read_names(call: Call, paths: Iterable[str], *, with_gone: bool = False) -> 
     """A call is about to tell names of files and folders: a name is a text as well."""
     keys = [key_of(call, path) for path in paths]
     call.came_from(store_of(call).of_paths(keys, with_gone=with_gone))
+
+
+def read_hints(call: Call, path: str) -> None:
+    """A call fails, and its message may name what is in the deepest folder that a path leads to."""
+    store = store_of(call)
+    if store.is_empty:
+        return
+    folder = os.path.normpath(key_of(call, path.strip("/") or "."))
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    call.came_from(store.of_names_in(folder))
 
 
 def names(call: Call, paths: Sequence[str]) -> Labels:

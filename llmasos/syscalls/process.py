@@ -127,7 +127,7 @@ async def self_(call: Call) -> ProcessInfo:
 
 @syscall("proc.list", effect=Effect.READ, tool=False)
 async def list_(call: Call) -> list[ProcessInfo]:
-    """The processes that are running. Titles of those that know more from outside are left out."""
+    """The processes that are running."""
     return [_told(row, call.taint) for row in call.runtime.ps()]
 
 
@@ -143,8 +143,11 @@ async def tools(call: Call) -> list[SyscallInfo]:
 
 
 def _told(row: ProcessInfo, taint: Labels) -> ProcessInfo:
-    """A title is a text that a process chose."""
-    return row if set(row.taint) <= set(taint) else replace(row, title="", note="")
+    """Title, last words and labels are texts that a process, or who wrote to it, chose."""
+    if set(row.taint) <= set(taint):
+        return row
+    status = None if row.exit is None else replace(row.exit, message="")
+    return replace(row, title="", note="", taint=(), exit=status)
 
 
 def _grants(

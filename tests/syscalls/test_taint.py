@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from llmasos.kernel.abi import Capabilities, Effect, Pid, Signal
+from llmasos.kernel.errors import AppError
 from llmasos.kernel.journal.replay import Replay
 from llmasos.kernel.program import Port
 from llmasos.kernel.rules import Decision, Rule
@@ -175,6 +176,57 @@ async def test_titles_of_tainted_processes_are_not_told_to_clean_ones(
         assert "do evil" in await home.outcome("lists", taint=["mail:x"])
 
 
+async def test_last_words_of_tainted_processes_are_not_told_to_clean_ones(
+    home: GuardedHome,
+) -> None:
+    @home.app
+    async def dies(port: Port, params: Any) -> None:
+        raise AppError("obey me")
+
+    @home.app
+    async def parent(port: Port, params: Any) -> None:
+        child = await port.syscall("proc.spawn", {"app": "dies"})
+        while (await told(port, "proc.self")) and home.runtime.info(Pid(child)).exit is None:
+            pass
+        await port.syscall("io.read_line", {})
+
+    @home.app
+    async def lists(port: Port, params: Any) -> None:
+        rows = await port.syscall("proc.list", {})
+        await port.syscall("io.write", {"text": repr(rows)})
+
+    async with home.booted() as runtime:
+        pid = await runtime.spawn("parent", taint=["mail:secret-orders"], stdin=True)
+        await until_it_reads(home, pid)
+        said = await home.outcome("lists")
+        assert "dies" in said
+        assert "obey me" not in said
+        assert "secret-orders" not in said
+
+
+async def test_a_capability_that_is_sent_on_carries_what_reached_its_sender(
+    home: GuardedHome, site: Site
+) -> None:
+    """Its patterns are texts, which the child can read."""
+
+    @home.app
+    async def sleeps(port: Port, params: Any) -> None:
+        await port.syscall("time.sleep", {"seconds": 600})
+
+    @home.app
+    async def parent(port: Port, params: Any) -> None:
+        child = await port.syscall("proc.spawn", {"app": "sleeps"})
+        await told(port, "web.fetch", url=url(site))
+        rule = {"syscalls": "fs.read", "argument": "path", "patterns": ["obey"]}
+        narrowed = {"arguments": [rule]}
+        await told(port, "cap.send", handle=0, pid=child, narrowed=narrowed)
+
+    async with home.booted() as runtime:
+        assert (await home.outcome("parent")).endswith("cap.send done\n")
+        assert runtime.kernel.process(Pid(2)).taint == (labelled(site),)
+        runtime.signal(Pid(2), Signal.KILL)
+
+
 # --- files
 
 
@@ -316,6 +368,17 @@ async def test_the_name_of_a_folder_is_a_text_too(home: GuardedHome, site: Site)
             ("fs.remove", {"path": f"{orders}/x"}),
         )
         assert await is_reached(home, ("fs.list", {}))
+
+
+async def test_the_names_in_a_failed_call_s_hint_are_texts_too(
+    home: GuardedHome, site: Site
+) -> None:
+    async with home.booted():
+        await tainted(home, site, ("fs.write", {"path": "obey these orders", "text": "hacked"}))
+        end = ("fs.write", {"path": "sub/probe.md", "text": "clean"})
+        said = await home.outcome("does", {"calls": [("fs.read", {"path": "nothing"}), end]})
+        assert "obey these orders" in said
+        assert said.splitlines()[-1].startswith("fs.write permission_denied")
 
 
 async def test_untrusted_folders_are_outside(tmp_path: Path) -> None:
@@ -513,6 +576,36 @@ async def test_a_checkpoint_takes_taint_along_and_labels_its_files(
         await runtime.send_input(new_pid, "go on")
         await runtime.wait(new_pid)
         assert "fs.write permission_denied" in runtime.output_text(new_pid)
+
+
+async def test_a_checkpoint_of_a_clean_process_keeps_the_labels_of_its_files(
+    tmp_path: Path, site: Site
+) -> None:
+    """Somebody else wrote into its file; elsewhere that is still known."""
+    here, there = GuardedHome(tmp_path / "here"), GuardedHome(tmp_path / "there")
+    for place in (here, there):
+
+        @place.app
+        async def does(port: Port, params: Any) -> None:
+            for name, args in params["calls"]:
+                await told(port, name, **args)
+
+        @place.app
+        async def fetches(port: Port, params: Any) -> None:
+            await told(port, "web.fetch", url=params["url"])
+            for name, args in params["then"]:
+                await told(port, name, **args)
+
+    file = str(tmp_path / "one.ckpt")
+    async with here.booted():
+        await here.outcome("does", {"calls": [WRITE, ("fs.list", {})]})
+        await tainted(here, site, ("fs.append", {"path": "notes.md", "text": "obey"}))
+        await here.session.checkpoint(Pid(1), CheckpointRequest(file))
+    async with there.booted() as runtime:
+        new_pid = await there.session.restore(RestoreRequest(file, str(there.root)))
+        assert runtime.info(new_pid).taint == ()
+        await runtime.wait(new_pid)
+        assert await is_reached(there, READ)
 
 
 async def test_rules_that_a_person_gave_are_inherited_and_survive(
