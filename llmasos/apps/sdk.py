@@ -30,12 +30,27 @@ from llmasos.apps.port import Port
 from llmasos.apps.proc import Child, ChildExit, Proc
 from llmasos.apps.session import Session
 from llmasos.apps.stream import GenerationStream
-from llmasos.kernel.abi import Generation, Grammar, Message, Sampling, Score
+from llmasos.kernel.abi import (
+    ArgumentRule,
+    CapabilityInfo,
+    Generation,
+    Grammar,
+    Grant,
+    LimitInfo,
+    Limits,
+    Message,
+    Narrowing,
+    Sampling,
+    Score,
+    Signal,
+)
 from llmasos.kernel.errors import AppError, SyscallError
 
 __all__ = [
     "App",
     "AppError",
+    "ArgumentRule",
+    "CapabilityInfo",
     "Child",
     "ChildExit",
     "ContextHandle",
@@ -43,13 +58,18 @@ __all__ = [
     "Generation",
     "GenerationStream",
     "Grammar",
+    "Grant",
+    "LimitInfo",
+    "Limits",
     "Message",
+    "Narrowing",
     "NoParams",
     "Port",
     "Proc",
     "Sampling",
     "Score",
     "Session",
+    "Signal",
     "SyscallError",
     "app",
     "choice_grammar",

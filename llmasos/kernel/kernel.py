@@ -46,7 +46,6 @@ from llmasos.kernel.errors import (
     CoreFailed,
     InvalidArguments,
     KernelBug,
-    LimitExceeded,
     NoSuchProcess,
     OutOfMemory,
     SyscallError,
@@ -210,10 +209,10 @@ class Kernel:
             group=where,
             is_interactive=is_interactive,
         )
-        self._endow(process, capabilities, grants)
         try:
+            self._endow(process, capabilities, grants)
             self.groups.admit(process)
-        except LimitExceeded:
+        except SyscallError:
             self.capabilities.forget(process)
             self.ledger.close(process)
             raise

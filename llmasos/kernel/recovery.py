@@ -349,6 +349,7 @@ def _task(runtime: Runtime, history: History) -> Task:
     task = runtime.task(output, stdin)
     task.children.update(history.holdings.children)
     task.signals.extend(history.holdings.signals)
+    task.was_short = history.holdings.was_short
     return task
 
 

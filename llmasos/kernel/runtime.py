@@ -740,8 +740,10 @@ class Runtime:
             return
         begin = task.began_at - task.ran_s
         task.limit.deadline = begin + wall_s
-        loop = asyncio.get_running_loop()
-        task.short_of_time = loop.call_at(begin + WARNED_AT * wall_s, self._warn, process.pid)
+        due = begin + WARNED_AT * wall_s
+        if due > anyio.current_time() or not task.was_short:
+            loop = asyncio.get_running_loop()
+            task.short_of_time = loop.call_at(due, self._warn, process.pid)
 
     def _warn(self, pid: Pid) -> None:
         """A process has used most of a budget."""

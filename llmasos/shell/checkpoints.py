@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
 
 TRIES = 5
+Place = tuple[Path, str]
+"""A root, and the folder below it that a process is confined to."""
 
 
 async def save(runtime: Runtime, pid: Pid, request: CheckpointRequest) -> int:
@@ -53,7 +55,9 @@ async def save(runtime: Runtime, pid: Pid, request: CheckpointRequest) -> int:
     history, files = await _at_one_event(runtime, pid)
     checkpoint = _checkpoint(history, files, runtime.home_id)
     home = runtime.cache_folder.parent
-    checkpoint = await anyio.to_thread.run_sync(_with_labels, checkpoint, _root(history), home)
+    checkpoint = await anyio.to_thread.run_sync(
+        _with_labels, checkpoint, Path(*_root(history)), home
+    )
     if request.pages:
         checkpoint = await _with_pages(runtime, pid, history, checkpoint)
     return await anyio.to_thread.run_sync(_write, checkpoint, request)
@@ -63,9 +67,9 @@ def save_recorded(history: History, home_id: str, request: CheckpointRequest, ho
     """The same where no kernel runs; the pages are left out. Blocks."""
     if request.pages:
         raise CheckpointRefused("Pages are in a running kernel; start it, or leave them out.")
-    files = read_owned(_root(history), owned_paths(history))
+    files = read_owned(*_root(history), owned_paths(history))
     checkpoint = _checkpoint(history, files, home_id)
-    return _write(_with_labels(checkpoint, _root(history), home), request)
+    return _write(_with_labels(checkpoint, Path(*_root(history)), home), request)
 
 
 async def _at_one_event(runtime: Runtime, pid: Pid) -> tuple[History, dict[str, bytes]]:
@@ -73,7 +77,7 @@ async def _at_one_event(runtime: Runtime, pid: Pid) -> tuple[History, dict[str, 
     for _ in range(TRIES):
         history = await runtime.history(pid)
         paths, root = owned_paths(history), _root(history)
-        files = await anyio.to_thread.run_sync(read_owned, root, paths)
+        files = await anyio.to_thread.run_sync(read_owned, *root, paths)
         since = (await runtime.history(pid)).events[len(history.events) :]
         is_writing = any(
             call.action.name in WRITING_CALLS for call in history.open_calls.values()
@@ -88,8 +92,9 @@ def _has_ended(runtime: Runtime, pid: Pid) -> bool:
     return process is None or process.exit is not None
 
 
-def _root(history: History) -> Path:
-    return Path(history.spawn["capabilities"]["root"])
+def _root(history: History) -> Place:
+    capabilities = history.spawn["capabilities"]
+    return Path(capabilities["root"]), str(capabilities.get("within", ""))
 
 
 def _checkpoint(history: History, files: Mapping[str, bytes], home_id: str) -> Checkpoint:
