@@ -223,14 +223,15 @@ def _runtime(
         swap=loaded.swap,
         journal=journal,
         archives=archives_in(settings.home / "cache", now=time.time),
-        policy=_policy(settings),
+        policy=policy_of(settings),
         remembered=Remembered(settings.home / ANSWERS_NAME),
         trust=Trust(settings.taint.trusted, settings.taint.untrusted),
         vault=HomeVault(settings.home),
     )
 
 
-def _policy(settings: Settings) -> Policy:
+def policy_of(settings: Settings) -> Policy:
+    """The rules that the settings say."""
     from llmasos.kernel.rules import Decision, Policy, Rule
 
     rules = tuple(
