@@ -99,7 +99,7 @@ async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
         ) from error
     vault = HomeVault(settings.home)
     servers = {
-        name: ServerConfig(**{**dict(each), **_with_secrets(vault, name, each.env)})
+        name: ServerConfig(**{**dict(each), **with_secrets(vault, name, each.env)})
         for name, each in settings.mcp.servers.items()
     }
     async with mounted(servers) as mounts:
@@ -108,7 +108,7 @@ async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
         yield mounts.syscalls
 
 
-def _with_secrets(vault: HomeVault, server: str, env: Mapping[str, str]) -> dict[str, Any]:
+def with_secrets(vault: HomeVault, server: str, env: Mapping[str, str]) -> dict[str, Any]:
     """A server's environment with secrets where their names stand, and which those are."""
     from llmasos.syscalls.vault import REFERENCE
 

@@ -155,7 +155,7 @@ class Connection:
                 link.settled.set()
                 await link.lost.wait()
         except Exception as error:  # noqa: BLE001 - a foreign protocol stack raises anything
-            link.error = _reason(error)
+            link.error = _reason(error, self.config.secrets)
         link.lost.set()
         link.settled.set()
 
@@ -175,7 +175,9 @@ class Connection:
         except TimeoutError as error:
             raise Failed(f"The MCP server {self.name} does not list its tools.") from error
         except Exception as error:
-            raise Failed(f"The MCP server {self.name} fails: {_reason(error)}.") from error
+            raise Failed(
+                f"The MCP server {self.name} fails: {_reason(error, self.config.secrets)}."
+            ) from error
         return [t for t in found if any(fnmatchcase(t.name, p) for p in self.config.tools)]
 
     async def call(
@@ -187,10 +189,12 @@ class Connection:
             return await link.client.call_tool(tool, arguments)
         except MCPError as error:
             if error.code != types.CONNECTION_CLOSED and not link.lost.is_set():
-                raise Failed(f"{self.name}: {_reason(error)}.") from error
+                raise Failed(f"{self.name}: {_reason(error, self.config.secrets)}.") from error
         except Exception as error:
             link.lost.set()
-            raise Failed(f"The MCP server {self.name} fails: {_reason(error)}.") from error
+            raise Failed(
+                f"The MCP server {self.name} fails: {_reason(error, self.config.secrets)}."
+            ) from error
         link.lost.set()
         if may_repeat:
             return await self.call(tool, arguments, may_repeat=False)
@@ -401,9 +405,10 @@ def _block_text(block: Any) -> str:
     return f"({getattr(block, 'type', 'something')}: not text, left out)"
 
 
-def _reason(error: BaseException) -> str:
-    """The first cause in one bounded line."""
+def _reason(error: BaseException, secrets: Sequence[Secret]) -> str:
+    """The first cause in one bounded line, without secrets."""
     leaf: BaseException = error
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
-    return (" ".join(str(leaf).split()) or type(leaf).__name__).rstrip(".")[:300]
+    text: str = redacted(" ".join(str(leaf).split()), secrets)
+    return (text or type(leaf).__name__).rstrip(".")[:300]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -342,3 +343,74 @@ async def test_a_child_gets_no_secret_that_its_parent_keeps_from_it(
     async with home.booted() as runtime:
         assert "may not use the secret github" in await home.outcome("parent", params)
         assert runtime.kernel.process(Pid(2)).taint == ()
+
+
+async def test_an_mcp_server_has_the_secret_and_cannot_tell_it(home: GuardedHome) -> None:
+    pytest.importorskip("mcp")
+    from llmasos.syscalls.mcp import MAX_RESULT_CHARS, ServerConfig, mounted
+
+    server = str(Path(__file__).with_name("mcp_server.py"))
+    config = ServerConfig(
+        command=sys.executable,
+        args=(server,),
+        env={"TOKEN": VALUE},
+        secrets=(Secret("github", VALUE),),
+    )
+
+    @home.app
+    async def calls(port: Port, params: Any) -> None:
+        for padding in (0, MAX_RESULT_CHARS - 5):
+            result = await port.syscall("mcp.tracker.token", {"padding": padding})
+            await port.syscall("io.write", {"text": result["text"][-40:] + "\n"})
+        await told(port, "mcp.tracker.blurt")
+        await told(port, "fs.write", path="a.md", text="x")
+
+    home.policy = Policy(tainted=Decision.DENY)
+    async with mounted({"tracker": config}) as mounts:
+        home.more = mounts.syscalls
+        async with home.booted() as runtime:
+            trusting = Capabilities(root=str(home.root), tainted=("mcp.tracker.token",))
+            said = await home.outcome("calls", capabilities=trusting)
+            assert runtime.kernel.process(Pid(1)).taint == ("mcp.tracker.token",)
+            await runtime.flushed()
+    assert said.startswith("[secret:github]\n")
+    assert "blurt permission_denied" in said, "a tainted process tells an MCP server nothing more"
+    assert "fs.write permission_denied" in said
+    assert VALUE not in said
+    assert VALUE[:8].encode() not in all_bytes(home.folder)
+
+
+async def test_what_an_mcp_server_s_error_tells_is_cleaned(home: GuardedHome) -> None:
+    pytest.importorskip("mcp")
+    from llmasos.syscalls.mcp import ServerConfig, mounted
+
+    server = str(Path(__file__).with_name("mcp_server.py"))
+    config = ServerConfig(
+        command=sys.executable,
+        args=(server,),
+        env={"TOKEN": VALUE},
+        secrets=(Secret("github", VALUE),),
+    )
+
+    @home.app
+    async def calls(port: Port, params: Any) -> None:
+        await told(port, "mcp.tracker.blurt")
+
+    async with mounted({"tracker": config}) as mounts:
+        home.more = mounts.syscalls
+        async with home.booted():
+            said = await home.outcome("calls")
+    assert "failed: mcp.tracker.blurt: " in said
+    assert "[secret:github]" in said
+    assert VALUE not in said
+
+
+def test_a_kernel_fills_in_the_secrets_of_its_servers(tmp_path: Path) -> None:
+    from llmasos.shell.boot import with_secrets
+
+    vault = kept(tmp_path, servers=("tracker",))
+    filled = with_secrets(vault, "tracker", {"TOKEN": "Bearer secret:github", "MODE": "fast"})
+    assert filled["env"] == {"TOKEN": f"Bearer {VALUE}", "MODE": "fast"}
+    assert filled["secrets"] == (Secret("github", VALUE),)
+    with pytest.raises(ConfigError, match="not set for it"):
+        with_secrets(vault, "other", {"TOKEN": "secret:github"})
