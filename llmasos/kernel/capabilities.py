@@ -6,8 +6,9 @@ to forge and nothing to replay. One that is passed on is a new one, below the on
 allows the same or less (`attenuation`). To revoke one is to revoke all below it, whoever holds them.
 
 A call is admitted by all of its process's live capabilities that allow it, together: the first of them says
-where its root is (for a write, the first whose root may be changed), and hosts and mounts are those of all. A call that was admitted goes on to its end
-where its capability is revoked meanwhile: half a write would be worse than a whole one.
+where its root is (for a write, the first whose root may be changed), and hosts and mounts are those of all.
+A call that was admitted goes on to its end where its capability is revoked meanwhile: half a write would be
+worse than a whole one.
 
 Each process's journal says what it holds, from which line of capabilities, and which of those were revoked,
 so the tree is there again after a crash though processes in the middle of it are forgotten.

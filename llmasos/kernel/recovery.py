@@ -21,6 +21,7 @@ from llmasos.kernel.abi import (
     Labels,
     Pid,
 )
+from llmasos.kernel.accounts import Account, limits_of
 from llmasos.kernel.capabilities import allows_of, held_values
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import CoreInfo
@@ -30,7 +31,6 @@ from llmasos.kernel.journal.events import SCHEMA, decode_events
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import HeldContext, Holdings
 from llmasos.kernel.journal.journal import Journal
-from llmasos.kernel.limits import Account, limits_of
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.process import KERNEL_PID, Process, Usage
 from llmasos.kernel.program import Port, Program

@@ -191,11 +191,11 @@ def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
     from llmasos.apps.builtin import load_builtin
+    from llmasos.kernel.accounts import Prices
     from llmasos.kernel.approvals import Remembered
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
-    from llmasos.kernel.limits import Prices
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.taint import Trust
     from llmasos.syscalls import builtin_syscalls

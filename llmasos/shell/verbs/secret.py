@@ -6,6 +6,7 @@ import getpass
 import time
 from argparse import Namespace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
@@ -16,21 +17,21 @@ from llmasos.shell.home import home_folder
 from llmasos.shell.stdin import everything
 from llmasos.shell.tables import Column, Table
 from llmasos.shell.verbs.verb import Verb, add_json
-from llmasos.syscalls.vault import (
-    MAX_VALUE_CHARS,
-    PASSPHRASE,
-    HomeVault,
-    Protection,
-    check_hosts,
-)
+
+if TYPE_CHECKING:
+    from llmasos.syscalls.vault import HomeVault, Protection
 
 UNSEALED = (
-    "Its value stands in vault.json as it is, for your eyes alone (0600). To have it sealed, "
-    f"`pip install 'llmasos[vault]'` and use a keyring or set {PASSPHRASE} before the first secret."
+    "Its value stands in vault.json as it is, for your eyes alone (0600). To have it sealed,"
+    " `pip install 'llmasos[vault]'` and use a keyring, or set LLMASOS_VAULT_PASSPHRASE, and set it again."
 )
+NOT_SEALED = "none"
+MAX_INPUT_CHARS = 20_000
 
 
 def _vault(environment: Environment) -> HomeVault:
+    from llmasos.syscalls.vault import HomeVault
+
     return HomeVault(home_folder(environment.flags.home))
 
 
@@ -48,6 +49,8 @@ def _configure_set(parser: Parser) -> None:
 
 async def set_(environment: Environment, args: Namespace) -> int:
     """Keep a secret; its value is read from stdin, or asked for."""
+    from llmasos.syscalls.vault import check_hosts
+
     hosts, servers = tuple(args.host), tuple(args.mcp)
     check_hosts(hosts)
     if not (hosts or servers):
@@ -58,7 +61,7 @@ async def set_(environment: Environment, args: Namespace) -> int:
         vault = _vault(environment)
         return vault.set(args.name, value, hosts=hosts, servers=servers, at=time.time())
 
-    if await anyio.to_thread.run_sync(keep) is Protection.NONE:
+    if await anyio.to_thread.run_sync(keep) == NOT_SEALED:
         environment.output.note(UNSEALED)
     return 0
 
@@ -68,7 +71,7 @@ async def _value(environment: Environment, name: str) -> str:
         raise UsageError("There is no input to read the secret's value from.")
     if environment.stdin_is_terminal:
         return await anyio.to_thread.run_sync(getpass.getpass, f"Value of {name}: ")
-    text = await everything(environment.stdin_fd, max_chars=MAX_VALUE_CHARS + 2)
+    text = await everything(environment.stdin_fd, max_chars=MAX_INPUT_CHARS)
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -84,7 +87,7 @@ async def list_(environment: Environment, args: Namespace) -> int:
             each.name,
             ", ".join(each.hosts) or "-",
             ", ".join(each.servers) or "-",
-            "nothing" if each.protection == Protection.NONE else each.protection,
+            "nothing" if each.protection == NOT_SEALED else each.protection,
             f"{datetime.fromtimestamp(each.set_at, UTC):%Y-%m-%d %H:%M}",
         )
         for each in infos

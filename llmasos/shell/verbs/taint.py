@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
@@ -19,12 +20,16 @@ from llmasos.shell.home import home_folder
 from llmasos.shell.plain import one_line
 from llmasos.shell.tables import Column, Table
 from llmasos.shell.verbs.verb import Verb, add_json
-from llmasos.syscalls._labels import LabelStore
+
+if TYPE_CHECKING:
+    from llmasos.syscalls._labels import LabelStore
 
 MAX_CLEARED_BYTES = 1 << 30
 
 
 def _store(environment: Environment) -> LabelStore:
+    from llmasos.syscalls._labels import LabelStore
+
     return LabelStore(home_folder(environment.flags.home))
 
 
