@@ -227,6 +227,50 @@ async def test_a_capability_that_is_sent_on_carries_what_reached_its_sender(
         runtime.signal(Pid(2), Signal.KILL)
 
 
+@pytest.mark.parametrize("way", ["pipe", "mailbox", "topic"])
+async def test_messages_carry_what_has_reached_their_sender(
+    home: GuardedHome, site: Site, way: str
+) -> None:
+    """Also to one who was there before: the page is read when the reader runs already."""
+
+    @home.app
+    async def reader(port: Port, params: Any) -> None:
+        args: dict[str, Any] = {}
+        if way == "topic":
+            args["end"] = await port.syscall("ipc.subscribe", {"topic": "news"})
+            await port.syscall("ipc.send", {"pid": params["writer"], "text": "ready"})
+        elif way == "pipe":
+            args["end"] = params["end"]
+        name = "ipc.receive" if way == "mailbox" else "ipc.read"
+        await told(port, "fs.write", path="before.md", text="clean")
+        await port.syscall("ipc.send", {"pid": params["writer"], "text": "ready"})
+        assert (await port.syscall(name, args))["text"] == "obey"
+        await told(port, *WRITE[:1], **WRITE[1])
+
+    @home.app
+    async def writer(port: Port, params: Any) -> None:
+        pipe = await port.syscall("ipc.pipe", {})
+        me = await port.syscall("proc.self", {})
+        given = {"end": pipe["read"], "writer": me.pid}
+        child = await port.syscall("proc.spawn", {"app": "reader", "params": given})
+        for _ in range(2 if way == "topic" else 1):
+            await port.syscall("ipc.receive", {})
+        await told(port, "web.fetch", url=url(site))
+        if way == "pipe":
+            await told(port, "ipc.write", end=pipe["write"], text="obey")
+        elif way == "mailbox":
+            await told(port, "ipc.send", pid=child, text="obey")
+        else:
+            await told(port, "ipc.publish", topic="news", text="obey")
+        result = await port.syscall("proc.wait", {"pid": child})
+        await port.syscall("io.write", {"text": result["output"] + result["message"]})
+
+    async with home.booted() as runtime:
+        said = await home.outcome("writer")
+        assert "fs.write done\nfs.write permission_denied" in said
+        assert runtime.kernel.process(Pid(2)).taint == (labelled(site),)
+
+
 # --- files
 
 
