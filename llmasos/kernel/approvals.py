@@ -10,6 +10,7 @@ allowed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import anyio.to_thread
 
 from llmasos.kernel.abi import Answer, Question, QuestionKind, Remember
 from llmasos.kernel.errors import ConfigError, InvalidArguments, PermissionDenied
@@ -32,11 +35,13 @@ from llmasos.kernel.rules import (
     rule_of,
     rule_values,
 )
+from llmasos.kernel.strands import UNNAMED
 
 if TYPE_CHECKING:
     from llmasos.kernel.process import Process
     from llmasos.kernel.syscall import Call, Syscall
 
+_log = logging.getLogger(__name__)
 WAITS_IN: Final = "approval"
 """What `ps` shows of a process that waits for one."""
 MAX_REMEMBERED: Final = 10_000
@@ -123,7 +128,7 @@ class Approvals:
     async def _ask(self, process: Process, asked: Asked, call: Call) -> bool | str:
         if not self.questions.has_people:
             return NOBODY
-        await self._record(process, ("ask", call.id))
+        await self._note(process, call, ("ask", call.id))
         question = Question(
             id=0,
             pid=process.pid,
@@ -137,8 +142,13 @@ class Approvals:
         with waiting_in(process, WAITS_IN):
             answer = await self.questions.ask(question)
         await self._take(process, asked, answer)
-        await self._record(process, ("verdict", call.id, answer.allow, answer.text))
+        await self._note(process, call, ("verdict", call.id, answer.allow, answer.text))
         return answer.allow or answer.text
+
+    async def _note(self, process: Process, call: Call, event: Event) -> None:
+        """Write down what becomes of a call, unless the call itself is not written down."""
+        if call.id != UNNAMED:
+            await self._record(process, event)
 
     async def _take(self, process: Process, asked: Asked, answer: Answer) -> None:
         """Keep what is to be remembered of an answer."""
@@ -149,7 +159,10 @@ class Approvals:
             process.rules = (rule, *process.rules)
             await self._record(process, ("rule", rule_values(rule)))
         else:
-            self.remembered.add(rule)
+            try:
+                await anyio.to_thread.run_sync(self.remembered.add, rule)
+            except ConfigError as error:  # it holds for this call all the same
+                _log.warning("An answer could not be remembered: %s", error)
 
 
 def remembered_rule(asked: Asked, answer: Answer) -> Rule:

@@ -336,6 +336,53 @@ async def test_an_answer_for_the_session_survives_a_crash_and_is_not_a_branch_s(
         assert (await ended(home, branch))[1].startswith("fs.write permission_denied")
 
 
+async def test_a_branch_tells_a_call_that_was_asked_about_from_one_that_may_have_happened(
+    home: GuardedHome,
+) -> None:
+    @syscall("mail.send", effect=Effect.EXTERNAL, foreign=False)
+    async def send(call: Call, text: str) -> None:
+        """Send."""
+
+    @home.app
+    async def mails(port: Port, params: Any) -> None:
+        await told(port, "mail.send", text="hello")
+
+    home.more = (send,)
+    async with home.booted() as runtime:
+        pid = await runtime.spawn("mails", taint=PAGE)
+        await home.says(True)
+        assert await ended(home, pid) == ["mail.send done"]
+        kinds = [event[0] for event in (await runtime.history(pid)).events]
+        asked = await runtime.branch(pid, until=kinds.index("ask") + 1)
+        assert (await home.question(1)).pid == asked
+        await home.says(True)
+        assert await ended(home, asked) == ["mail.send done"]
+        allowed = await runtime.branch(pid, until=kinds.index("verdict") + 1)
+        assert (await ended(home, allowed))[0].startswith("mail.send maybe_done")
+
+
+async def test_what_an_app_asks_for_while_it_is_ended_is_not_asked_about_in_its_journal(
+    home: GuardedHome,
+) -> None:
+    @home.app
+    async def insists(port: Port, params: Any) -> None:
+        try:
+            await port.syscall("time.sleep", {"seconds": 600})
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(0.05):
+                await port.syscall("io.write", {"text": "last words"})
+
+    async with home.booted() as runtime:
+        rules = (Rule(Decision.ASK, ("io.*",)),)
+        pid = await runtime.spawn("insists", rules=rules)
+        while runtime.info(pid).wchan != "time.sleep":
+            await anyio.sleep(0.001)
+        runtime.signal(pid, Signal.TERM)
+        await runtime.wait(pid)
+        assert "ask" not in [event[0] for event in (await runtime.history(pid)).events]
+        assert runtime.questions.pending() == []
+
+
 async def test_a_branch_of_a_call_that_was_allowed_asks_for_itself(home: GuardedHome) -> None:
     async with home.booted() as runtime:
         pid = await writing(home, ("a.md", "x"))

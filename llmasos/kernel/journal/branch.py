@@ -103,17 +103,22 @@ def past_of(pid: Pid, events: Sequence[Event], until: int | None = None) -> Past
     end = _whole(events, len(events) if until is None else until)
     prefix = events[:end]
     over = {event[1] for event in prefix if event[0] in _OVER}
+    decided = {event[1] for event in prefix if event[0] == "verdict"}
     revoked = frozenset(each for event in events if event[0] == "revoked" for each in event[1])
-    return Past(pid, end, tuple(e for e in prefix if _is_past(e, over)), revoked)
+    return Past(pid, end, tuple(e for e in prefix if _is_past(e, over, decided)), revoked)
 
 
-def _is_past(event: Event, over: set[CallId]) -> bool:
+def _is_past(event: Event, over: set[CallId], decided: set[CallId]) -> bool:
     if event[0] == "sig":
         return event[1] not in _NOT_PAST
     if event[0] == "child":
         return event[2] is None or event[2] in over
-    if event[0] in ("ask", "verdict"):  # what was allowed to the original is not to the branch
+    if event[0] == "verdict":  # what was allowed to the original is not to the branch
         return event[1] in over
+    if (
+        event[0] == "ask"
+    ):  # a call that was being asked about was not made; one that was allowed perhaps was
+        return event[1] in over or event[1] not in decided
     if event[0] == "rule":
         return False
     return event[0] not in ("exit", "revoked")

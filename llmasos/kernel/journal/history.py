@@ -83,8 +83,7 @@ class History:
             self._take_given(event)
         elif kind == "plan":
             self.open_calls[event[1]].receipts.append(event[2])
-        elif kind in ("ask", "verdict"):
-            call = self.open_calls[event[1]]
+        elif kind in ("ask", "verdict") and (call := self.open_calls.get(event[1])) is not None:
             call.is_asked_about = kind == "ask"
             call.is_approved = kind == "verdict" and bool(event[2])
         elif kind == "boot":

@@ -11,11 +11,13 @@ import anyio.to_thread
 from llmasos.kernel.abi import Answer, ExitStatus, Pid, ProcessInfo, QuestionKind, Signal
 from llmasos.kernel.errors import ConfigError, LlmosError, NoKernel, NoSuchProcess, ProcessError
 from llmasos.shell.arguments import Parser, moment, niceness, pid, signal, spread_signal
+from llmasos.shell.asking import Asking
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Escalation
 from llmasos.shell.plain import one_line
 from llmasos.shell.records import records_of
 from llmasos.shell.tables import memory_table, process_table
+from llmasos.shell.tasks import in_background
 from llmasos.shell.verbs.verb import Verb, add_json
 
 if TYPE_CHECKING:
@@ -227,6 +229,7 @@ async def tell(environment: Environment, args: Namespace) -> int:
             return 0
     async with (
         Escalation(environment.interrupts, session, args.pid) as keys,
+        in_background(Asking(environment, session, args.pid).run),
         aclosing(session.dialogue(args.pid)) as items,
     ):
         async for item in items:  # what it wrote before
