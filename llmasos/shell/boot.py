@@ -22,6 +22,7 @@ import anyio.to_thread
 from llmasos.kernel.abi import Capabilities, Effect
 from llmasos.kernel.errors import ConfigError
 from llmasos.shell.home import ANSWERS_NAME, JOURNAL_NAME, kernel_lock
+from llmasos.shell.otel_live import exporting
 from llmasos.shell.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ async def booted(
             _mounted(settings) as mounted,
             _runtime(settings, loaded, os.path.abspath(root), mounted) as runtime,
         ):
-            await runtime.recover()
-            yield runtime
+            with exporting(settings, runtime):
+                await runtime.recover()
+                yield runtime
 
 
 @asynccontextmanager
@@ -193,6 +195,7 @@ def _runtime(
     from llmasos.apps.builtin import load_builtin
     from llmasos.kernel.accounts import Prices
     from llmasos.kernel.approvals import Remembered
+    from llmasos.kernel.audit_log import AuditFile, AuditLog
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
@@ -210,6 +213,10 @@ def _runtime(
     journal = None
     if loaded.store is not None:
         journal = Journal(loaded.store, level=Level(settings.journal), now=time.time)
+    audit = None
+    if settings.audit:
+        is_durable = settings.journal == "durable"
+        audit = AuditLog(AuditFile(settings.home, durable=is_durable))
     return Runtime(
         loaded.core,
         loaded.tokenizer,
@@ -227,6 +234,7 @@ def _runtime(
         remembered=Remembered(settings.home / ANSWERS_NAME),
         trust=Trust(settings.taint.trusted, settings.taint.untrusted),
         vault=HomeVault(settings.home),
+        audit=audit,
     )
 
 
