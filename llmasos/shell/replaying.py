@@ -23,8 +23,13 @@ async def replayed(environment: Environment, history: History, *, step: bool) ->
     """
     from llmasos.apps.builtin import load_builtin
     from llmasos.syscalls import builtin_syscalls
+    from llmasos.syscalls.plugins import installed_plugins
 
-    syscalls, program = builtin_syscalls(), load_builtin(history.spawn["app"])
+    plugins = installed_plugins(builtin_syscalls())
+    syscalls, program = (
+        builtin_syscalls(mounted=plugins.syscalls),
+        load_builtin(history.spawn["app"]),
+    )
     if program.info.version != history.spawn["version"]:
         environment.output.note(
             f"It was run by {program.info.name} {history.spawn['version']}, and this is"

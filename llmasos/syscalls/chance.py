@@ -7,7 +7,7 @@ A draw is a function of the seed and of the call's name, and nothing else: a rep
 from __future__ import annotations
 
 import random
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ MAX_OPTIONS = 10_000
 MAX_BYTES = 65_536
 LARGEST = 2**63 - 1
 
+Item = str | int | float | bool | None
 Bound = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 
 
@@ -50,14 +51,16 @@ async def integer(
 
 @syscall("random.choice", effect=Effect.PURE, tool=False)
 async def choice(
-    call: Call, options: Annotated[list[Any], Field(min_length=1, max_length=MAX_OPTIONS)]
-) -> Any:
+    call: Call, options: Annotated[list[Item], Field(min_length=1, max_length=MAX_OPTIONS)]
+) -> Item:
     """One of the options."""
     return _draw(call).choice(options)
 
 
 @syscall("random.shuffle", effect=Effect.PURE, tool=False)
-async def shuffle(call: Call, items: Annotated[list[Any], Field(max_length=MAX_OPTIONS)]) -> Any:
+async def shuffle(
+    call: Call, items: Annotated[list[Item], Field(max_length=MAX_OPTIONS)]
+) -> list[Item]:
     """The items in another order."""
     return _draw(call).sample(items, len(items))
 

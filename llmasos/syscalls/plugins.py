@@ -1,8 +1,8 @@
 """Syscalls that other packages bring: entry points of the group `llmasos.syscalls`.
 
-An entry point names a module with `SYSCALLS`, or a list of syscalls itself. One that cannot be imported, is not
-that, or takes a name that is taken already is left out and told; the others are there. A plugin is code that the
-operator installed, and runs inside the kernel.
+An entry point names a module with `SYSCALLS`, or a list of syscalls itself. One that cannot be imported, is
+not that, or takes a name that is taken already is left out and told; the others are there. A plugin is code
+that the operator installed, and runs inside the kernel.
 """
 
 from __future__ import annotations

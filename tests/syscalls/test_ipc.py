@@ -383,3 +383,27 @@ async def test_chance_is_the_seeds_and_the_calls_alone(machine: IpcMachine) -> N
     assert sorted(outcomes[0][3]) == [1, 2, 3, 4, 5]
     with pytest.raises(BaseException, match="swap"):
         await run(machine, lambda proc: proc.call("random.integer", low=2, high=1))
+
+
+@pytest.mark.parametrize("levels", [100, 900, 50_000])
+async def test_deep_arguments_are_refused_and_the_journal_goes_on(
+    machine: IpcMachine, levels: int
+) -> None:
+    deep: Any = "x"
+    for _ in range(levels):
+        deep = [deep]
+    long = 10 ** (10 * levels)
+
+    async def main(proc: Proc) -> float:
+        with pytest.raises(SyscallError):
+            await proc.call("random.choice", options=[deep])
+        with pytest.raises(SyscallError):
+            await proc.call("random.integer", low=0, high=long)
+        return float(await proc.call("random.number"))
+
+    teach, outcomes = ask(machine)
+    teach(main)
+    await machine.run("told")
+    replay = Replay(machine.history(1), machine.apps["told"], decode=machine.decode)
+    assert (await replay.run()).problem == ""
+    assert outcomes[0] == outcomes[1]

@@ -21,6 +21,7 @@ from llmasos.kernel.journal.feed import Decode, Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import OUTPUT_CALL
 from llmasos.kernel.program import Program
+from llmasos.kernel.recordable import refuse_unrecordable
 from llmasos.kernel.strands import CallId, begin_strands, next_call
 
 PATIENCE_S = 10.0
@@ -117,6 +118,7 @@ class Replay:
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Any:
         """Answer one call of the app from the record."""
+        refuse_unrecordable(args)
         call = next_call()
         if name == OUTPUT_CALL:
             self._texts[call] = args["text"]

@@ -23,6 +23,7 @@ from llmasos.shell.verbs import (
     secret,
     serve,
     strace,
+    syscalls,
     taint,
 )
 from llmasos.shell.verbs.verb import Verb
@@ -44,6 +45,7 @@ _MODULES = (
     secret,
     strace,
     audit,
+    syscalls,
 )
 
 Verbs = Mapping[str, Verb]
