@@ -25,6 +25,7 @@ class Host:
 async def hosted(settings: Settings) -> AsyncGenerator[Host]:
     """Boot a kernel and serve it for as long as the context lasts. Raises `ConfigError`."""
     async with booted(settings) as runtime:
+        runtime.questions.has_people = True  # somebody may attach at any time
         session = LocalSession(runtime, installed_apps)
         server = Server(session)
         async with server.serving(settings.home):
