@@ -19,6 +19,7 @@
 from llmasos.apps.app import App, NoParams, app
 from llmasos.apps.context import ContextHandle
 from llmasos.apps.gather import gather
+from llmasos.apps.memory import Memories, Memory
 from llmasos.apps.options import (
     GenerateOptions,
     choice_grammar,
@@ -30,7 +31,7 @@ from llmasos.apps.port import Port
 from llmasos.apps.proc import Child, ChildExit, Proc
 from llmasos.apps.session import Session
 from llmasos.apps.stream import GenerationStream
-from llmasos.kernel.abi import Generation, Grammar, Message, Sampling, Score
+from llmasos.kernel.abi import Generation, Grammar, Limits, Message, Sampling, Score
 from llmasos.kernel.errors import AppError, SyscallError
 
 __all__ = [
@@ -43,6 +44,9 @@ __all__ = [
     "Generation",
     "GenerationStream",
     "Grammar",
+    "Limits",
+    "Memories",
+    "Memory",
     "Message",
     "NoParams",
     "Port",

@@ -80,6 +80,8 @@ class Process:
     num_scratch: int = 0
 
     stopped: bool = False
+    progress: str = ""
+    """How far it says that it is."""
     note: str = ""
     """Why it stands still, where that is not its own doing."""
     waits_since: float = 0.0
@@ -161,4 +163,5 @@ class Process:
             ),
             group=self.group.path,
             note=self.note,
+            progress=self.progress,
         )

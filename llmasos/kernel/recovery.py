@@ -265,6 +265,7 @@ def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
         num_streams=holdings.num_streams,
         num_children=holdings.num_children,
         next_context_id=holdings.next_context_id,
+        progress=holdings.progress,
     )
 
 
@@ -305,6 +306,8 @@ def _task(history: History) -> Task:
     if history.exit is not None:
         output.close()
     task = Task(output, stdin)
+    for text in history.holdings.log:
+        task.log.write(text)
     task.children.update(history.holdings.children)
     return task
 

@@ -90,6 +90,9 @@ class _Port:
     ) -> Any:
         return await self.runtime.syscall(self.pid, name, args, on_chunk)
 
+    def stray(self, text: str) -> None:
+        self.runtime.note_stray(self.pid, text)
+
 
 class Runtime:
     """A running kernel. Use as `async with Runtime(...) as runtime`."""
@@ -422,6 +425,22 @@ class Runtime:
         """Add to a process's stdout."""
         self._task(pid).output.write(text)
 
+    def log_text(self, pid: Pid) -> str:
+        """A process's log so far."""
+        return self._task(pid).log.text
+
+    def write_log(self, pid: Pid, text: str) -> None:
+        """Add to a process's log."""
+        self._task(pid).log.write(text)
+
+    def note_stray(self, pid: Pid, text: str) -> None:
+        """Add what an app wrote past the kernel to its log, but for what it writes only because it is
+        run again: that is in its log since the first time."""
+        process, task = self.kernel.process(pid), self._tasks[pid]
+        if task.feed is None or task.feed.is_over:
+            self._record(process, ("note", text))
+            task.log.write(text)
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Send a line to a process's stdin, or None for the end of file."""
         self._record(self.kernel.live(pid), ("in", text))
@@ -617,6 +636,7 @@ class Runtime:
             self._journal.end(process.pid, status, self.now())
         self.kernel.exit_process(process.pid, status)
         task.output.close()
+        task.log.close()
         task.done.set()
         self._forget_old_output()
 

@@ -7,7 +7,7 @@ Of a process's life
     sig    number                             a signal arrived
     nice   number                             its niceness was changed
     front  flag                               it was brought to the foreground or taken from it
-    note   text                               something that its user should know
+    note   text                               its app wrote this past the kernel
     exit   code, message, signal              it ended
 
 Of its contexts, in the order in which they changed

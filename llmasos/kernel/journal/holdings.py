@@ -12,10 +12,13 @@ from typing import Any
 
 from llmasos.kernel.abi import ContextId, Message, Pid, Signal, WindowPolicy
 from llmasos.kernel.journal.events import Event
+from llmasos.kernel.output import log_line, progress_text
 from llmasos.kernel.strands import CallId
 
 OUTPUT_CALL = "io.write"
 INPUT_CALL = "io.read_line"
+LOG_CALL = "io.log"
+PROGRESS_CALL = "io.progress"
 GENERATE_CALL = "llm.generate"
 ENDING_SIGNALS = frozenset({Signal.TERM, Signal.KILL})
 
@@ -74,7 +77,8 @@ class Holdings:
     is_interactive: bool | None = None
     is_stopped: bool = False
     ending_signal: Signal | None = None
-    notes: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    progress: str = ""
     _calls: dict[CallId, Action] = field(default_factory=dict)
 
     def apply(self, event: Event, action: Action | None = None) -> None:
@@ -173,6 +177,10 @@ class Holdings:
             self.input.popleft()
         elif action.name == GENERATE_CALL:
             self._settle(action, result)
+        elif action.name == LOG_CALL:
+            self.log.append(log_line(**action.args))
+        elif action.name == PROGRESS_CALL:
+            self.progress = progress_text(**action.args)
 
     def _settle(self, action: Action, result: Mapping[str, Any]) -> None:
         """A stop string was drawn, and is not kept: the result says which tokens are."""
@@ -204,7 +212,7 @@ class Holdings:
         self.is_interactive = is_interactive
 
     def _note(self, text: str) -> None:
-        self.notes.append(text)
+        self.log.append(text)
 
 
 def _turns(pairs: Sequence[Sequence[str]]) -> list[Message]:
