@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.agent_trace import Exchange
 from llmasos.kernel.abi import Sampling
 from llmasos.kernel.core import Core, PageId, SampleSpec, SequenceSlice, StepPlan
 
@@ -47,10 +48,26 @@ class CoreCost:
         )
         return sum(cost * count for cost, count in zip(terms, _counts(step), strict=True))
 
+    def alone_s(self, exchanges: Sequence[Exchange], *, batch: int) -> float:
+        """The core's time that one agent takes of full steps, `batch` replies in each."""
+        seconds, position = 0.0, 0
+        for each in exchanges:
+            seconds += each.prompt_tokens * self.prompt_token_s
+            seconds += _attended(position, each.prompt_tokens) * self.prompt_attended_s
+            position += each.prompt_tokens
+            seconds += each.reply_tokens * (self.step_s / batch + self.reply_s)
+            seconds += _attended(position, each.reply_tokens) * self.reply_attended_s
+            position += each.reply_tokens
+        return seconds
+
     @classmethod
     def load(cls) -> CoreCost:
         """The one in the repository."""
         return cls(**json.loads(FILE.read_text(encoding="utf-8")))
+
+
+def _attended(before: int, count: int) -> float:
+    return count * (before + count / 2)
 
 
 def main() -> int:

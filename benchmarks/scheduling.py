@@ -30,9 +30,14 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 MAX_SEQUENCES = 16
 NUM_BATCH = 15
-ARRIVALS_PER_S = 2.0
-"""More than the model keeps up with, so that there is a queue to order."""
+LOAD = 2.0
+"""Work that arrives, in units of what the core gets done in the same time in full steps: more than it keeps
+up with, so that there is a queue to order."""
 LIGHTER_LOADS = (1.0, 1.5)
+ARRIVALS_S = 150
+"""How long agents arrive."""
+NUM_SAMPLED = 300
+"""Agents by which the mean agent's work is known."""
 SEEDS = (1, 2, 3)
 WARM_UP_S = 4
 """Before shares are counted, at least: until everybody has read the prompt and steps are even."""
@@ -52,6 +57,16 @@ class Bench:
     def scaled(self, count: float) -> int:
         """So many, in a run of this size."""
         return max(int(count * self._scale), 1)
+
+    def mixed(self, load: float, seed: int) -> list[Agent]:
+        """The mixed trace, its agents arriving as fast as makes this load of the measured core."""
+        cost = CoreCost.load()
+        each_s = statistics.fmean(
+            cost.alone_s(agent.exchanges, batch=MAX_SEQUENCES)
+            for agent in agent_trace.mixed(NUM_SAMPLED, per_s=1, seed=seed)
+        )
+        per_s = load / each_s
+        return agent_trace.mixed(self.scaled(ARRIVALS_S * per_s), per_s=per_s, seed=seed)
 
     def simulation(self, policy: Policy, **options: Any) -> Simulation:
         """A fresh kernel at time 0."""
@@ -97,7 +112,7 @@ def _mixed(report: Report, bench: Bench) -> None:
     """The mixed trace under each policy: mean time from arrival to end, and tokens a second."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in POLICIES}
     for seed in bench.seeds:
-        agents = agent_trace.mixed(bench.scaled(300), per_s=ARRIVALS_PER_S, seed=seed)
+        agents = bench.mixed(LOAD, seed)
         for name, policy in POLICIES.items():
             harness.progress(f"mixed trace {seed}: {name}")
             found[name].append(_completion(bench.simulation(policy()), agents))
@@ -125,13 +140,13 @@ def _mixed(report: Report, bench: Bench) -> None:
 
 
 def _lighter(report: Report, bench: Bench) -> None:
-    """The same kinds of agents arriving more slowly: how much of the gain is the load's doing."""
-    for per_s in LIGHTER_LOADS if bench.compares_all else ():
-        agents = agent_trace.mixed(bench.scaled(300), per_s=per_s, seed=bench.seeds[0])
+    """The same agents arriving more slowly: how much of the gain is the load's doing."""
+    for load in LIGHTER_LOADS if bench.compares_all else ():
+        agents = bench.mixed(load, bench.seeds[0])
         for name, policy in POLICIES.items():
-            harness.progress(f"{per_s} arrivals a second: {name}")
+            harness.progress(f"load {load}: {name}")
             found = _completion(bench.simulation(policy()), agents)
-            report.rows.append(_row(f"mixed trace at {per_s}/s, {name}", **found))
+            report.rows.append(_row(f"mixed trace at load {load}, {name}", **found))
 
 
 def _bar(
@@ -269,8 +284,9 @@ def _notes(bench: Bench) -> list[str]:
         "The gain over FCFS is the queue's: it grows with the load and the spread of the agents' sizes.",
         f"Core: {bench.core.info.description}; {MAX_SEQUENCES} sequences in a step at most.",
         "mixed trace: chats, drafts and agents that wait for tools (86 % of the waits under 1 s, 95 %"
-        f" under 10 s), Poisson arrivals, {ARRIVALS_PER_S:g} a second unless it"
-        f" says otherwise, {len(bench.seeds)} seed(s); mean_s: from arrival to exit.",
+        f" under 10 s), arriving at random for {ARRIVALS_S} s with"
+        f" {LOAD:g} times the work that the core gets done, unless it says otherwise,"
+        f" {len(bench.seeds)} seed(s); mean_s: from arrival to exit.",
         "tokens/s: positions computed, prompts included, over the time from the first arrival to the last"
         " exit. Groups: shares of the tokens computed while every group writes more than it gets, after"
         " a fifth of the time has passed.",

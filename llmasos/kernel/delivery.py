@@ -54,10 +54,33 @@ class Ticket:
             act()
 
 
+class Turns:
+    """Counts turns of the event loop for all apps together: one callback a turn, however many settle."""
+
+    def __init__(self) -> None:
+        self._due: deque[list[Act]] = deque()
+        """What is to be run after the next turn, after the one after it, and so on."""
+
+    def after(self, num_turns: int, act: Act) -> None:
+        """Run `act` so many turns, 1 or more, from now."""
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._turn)
+        while len(self._due) < num_turns:
+            self._due.append([])
+        self._due[num_turns - 1].append(act)
+
+    def _turn(self) -> None:
+        due = self._due.popleft()
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._turn)
+        for act in due:
+            act()
+
+
 class Deliveries:
     """The things that one app is still to be given."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
         self.num_given = 0
         """Things that the app was given, or that came for a call that it had given up."""
         self.num_calls = 0
@@ -66,14 +89,16 @@ class Deliveries:
         """Nothing is given: the process is stopped. `poke` when that has changed."""
         self.may_give: Callable[[], bool] = lambda: True
         """Whether the next thing may be given now; `poke` when that has changed."""
-        self._queue: deque[tuple[Ticket | None, Act]] = deque()
+        self._turns = turns
+        self._queue: deque[tuple[Ticket | None, Act | None]] = deque()
         self._is_busy = False
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def put(self, act: Act, after: Ticket | None = None) -> None:
-        """Give a thing, by calling `act`, once those before it were given and `after` is on disk."""
+    def put(self, act: Act | None, after: Ticket | None = None) -> None:
+        """Give a thing, by calling `act`, once those before it were given and `after` is on disk. None is
+        a thing that the app does not look at."""
         self._queue.append((after, act))
         self.poke()
 
@@ -97,14 +122,10 @@ class Deliveries:
                 return
             self._queue.popleft()
             self.num_given += 1
+            if act is None:
+                continue
             act()
             if self.num_calls:
                 self._is_busy = True
-                self._settle(SETTLING_TURNS)
+                self._turns.after(SETTLING_TURNS, self._go_on)
                 return
-
-    def _settle(self, num_turns: int) -> None:
-        if num_turns:
-            asyncio.get_running_loop().call_soon(self._settle, num_turns - 1)
-        else:
-            self._go_on()

@@ -183,13 +183,15 @@ class Dispatcher:
 
     def _stream(self, request: _Request, journal: Journal) -> Callable[[Chunk], None]:
         """Takes a call's chunks: journals each, and has it given to the app in its turn."""
-        deliveries = request.task.deliveries
+        process, deliveries, on_chunk = request.process, request.task.deliveries, request.on_chunk
+        is_first = True
 
         def stream(chunk: Chunk) -> None:
-            journal.record(request.process.pid, token_event(request.call_id, chunk))
-            ticket = journal.result_ticket(Effect.READ)
-            on_chunk = request.on_chunk
-            deliveries.put((lambda: on_chunk(chunk)) if on_chunk else _nothing, ticket)
+            nonlocal is_first
+            journal.record(process.pid, token_event(request.call_id, chunk))
+            ticket = journal.piece_ticket(urgent=is_first or process.is_interactive)
+            deliveries.put(functools.partial(on_chunk, chunk) if on_chunk else None, ticket)
+            is_first = False
 
         return stream
 
@@ -297,7 +299,3 @@ class Dispatcher:
 async def _while_stopped(process: Process, task: Task) -> None:
     while process.stopped:
         await task.resumed.wait()
-
-
-def _nothing() -> None:
-    pass

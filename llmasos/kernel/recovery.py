@@ -210,7 +210,7 @@ async def _recover_zombies(runtime: Runtime, journal: Journal, live: set[Pid]) -
         process = _process(runtime, history, live)
         process.exit, process.ended_at = row.exit, row.ended_at
         runtime.kernel.restore_process(process)
-        runtime.adopt(process, _task(history))
+        runtime.adopt(process, _task(runtime, history))
 
 
 def _recover_one(
@@ -237,7 +237,7 @@ def _recover_one(
 
 def bring_in(runtime: Runtime, history: History, live: set[Pid]) -> tuple[Process, Task]:
     """Make a process with all that its history says it has; it does not run yet."""
-    process, task = _process(runtime, history, live), _task(history)
+    process, task = _process(runtime, history, live), _task(runtime, history)
     runtime.kernel.restore_process(process)
     for context_id, held in history.holdings.contexts.items():
         process.contexts[context_id] = _context(runtime, process, context_id, held)
@@ -297,7 +297,7 @@ def _program(runtime: Runtime, spawn: Mapping[str, Any]) -> Program:
         return MissingProgram(info, f"The app {spawn['app']} cannot be run: {error}")
 
 
-def _task(history: History) -> Task:
+def _task(runtime: Runtime, history: History) -> Task:
     output, stdin = Output(), Input(is_open=history.spawn["stdin"])
     for text in history.holdings.output:
         output.write(text)
@@ -305,7 +305,7 @@ def _task(history: History) -> Task:
         stdin.send(line)
     if history.exit is not None:
         output.close()
-    task = Task(output, stdin)
+    task = runtime.task(output, stdin)
     for text in history.holdings.log:
         task.log.write(text)
     task.children.update(history.holdings.children)

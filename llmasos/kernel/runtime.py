@@ -44,6 +44,7 @@ from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import Core, Run
 from llmasos.kernel.debug import debug
+from llmasos.kernel.delivery import Deliveries, Turns
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
 from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
@@ -129,6 +130,7 @@ class Runtime:
         self._seed = seed
         self._num_spawned = 0
         self._tasks: dict[Pid, Task] = {}
+        self._turns = Turns()
         self._journal = journal
         self._dispatcher = Dispatcher(self, self._tasks, journal)
         self.is_ending = False
@@ -232,7 +234,7 @@ class Runtime:
             is_interactive=stdin if interactive is None else interactive,
         )
         self._begin(process, call, stdin=stdin, foreground=foreground)
-        self._start(process, Task(Output(), Input(is_open=stdin)))
+        self._start(process, self.task(Output(), Input(is_open=stdin)))
         await self.flushed()
         return process.pid
 
@@ -265,7 +267,7 @@ class Runtime:
         )
         self._begin(child, call, stdin=True, foreground=False)
         self.kernel.copy_contexts(parent, child)
-        self._start(child, Task(Output(), Input(is_open=True)))
+        self._start(child, self.task(Output(), Input(is_open=True)))
         await self.flushed()
         return child.pid
 
@@ -584,6 +586,10 @@ class Runtime:
             for pid in pids
             if (task := self._tasks.get(pid)) is not None and not task.done.is_set()
         )
+
+    def task(self, output: Output, input: Input) -> Task:
+        """The live half of a new process."""
+        return Task(output, input, Deliveries(self._turns))
 
     def adopt(self, process: Process, task: Task) -> None:
         """Take in a finished process that was read from the journal."""

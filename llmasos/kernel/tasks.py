@@ -30,6 +30,7 @@ class Task:
 
     output: Output
     input: Input
+    deliveries: Deliveries
     log: Output = field(default_factory=lambda: Output(MAX_LOG_CHARS))
     """What it notes for whoever looks after it, its output aside."""
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -40,7 +41,6 @@ class Task:
     frames: list[Frame] = field(default_factory=list)
     has_pending_int: bool = False
     signal: Signal | None = None
-    deliveries: Deliveries = field(default_factory=Deliveries)
     feed: Feed | None = None
     """While it is run again: what it is given from the journal."""
     children: dict[CallId, Pid] = field(default_factory=dict)

@@ -18,7 +18,7 @@ import anyio
 from llmasos.apps.remote.results import chunk_of, result_of
 from llmasos.apps.remote.wire import Message, encode
 from llmasos.kernel.abi import Chunk, Pid
-from llmasos.kernel.delivery import Deliveries
+from llmasos.kernel.delivery import Deliveries, Turns
 from llmasos.kernel.errors import error_of
 from llmasos.kernel.strands import CallId, next_call
 
@@ -40,7 +40,7 @@ class SocketPort:
         self.pid = pid
         self._send = send
         self._calls: dict[CallId, _Waiting] = {}
-        self._deliveries = Deliveries()
+        self._deliveries = Deliveries(Turns())
 
     async def syscall(
         self,

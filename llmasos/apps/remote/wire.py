@@ -16,7 +16,7 @@ MAX_MESSAGE_BYTES = 8 * 2**20
 
 FD = "LLMASOS_FD"
 """The environment variable that names the descriptor of the app's socket."""
-TOKEN = "LLMASOS_TOKEN"  # noqa: S105 - the variable's name
+TOKEN = "LLMASOS_TOKEN"
 """The environment variable that holds what only this process was told."""
 
 Message = dict[str, Any]

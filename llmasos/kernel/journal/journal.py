@@ -32,8 +32,8 @@ from llmasos.kernel.journal.store import JournalStore
 
 _log = logging.getLogger(__name__)
 
-LINGER_S = 0.05
-"""How long events that nobody waits for are collected."""
+LINGER_S = 0.03
+"""How long events that nobody waits for at once are collected."""
 RETRY_S = 1.0
 IDLE_S = 2.0
 """How long nothing was written before the store may keep house."""
@@ -115,15 +115,15 @@ class Journal:
         self._collected.reaped.append(pid)
         self._schedule(urgent=False)
 
-    def ticket(self) -> Ticket:
-        """Done once everything recorded until now is where the level wants it."""
+    def ticket(self, *, urgent: bool = True) -> Ticket:
+        """Done once everything recorded until now is where the level wants it: at once if it is urgent."""
         if self._collected.is_empty:
             if self._writing is not None:
                 return self._writing.ticket
             done = Ticket()
             done.finish()
             return done
-        self._schedule(urgent=True)
+        self._schedule(urgent=urgent)
         return self._collected.ticket
 
     def result_ticket(self, effect: Effect) -> Ticket | None:
@@ -131,6 +131,11 @@ class Journal:
         if self.level is not Level.DURABLE or effect is Effect.PURE:
             return None
         return self.ticket()
+
+    def piece_ticket(self, *, urgent: bool) -> Ticket | None:
+        """The same for a streamed piece. One that nobody watches may wait for others: the disk costs more
+        than all else here."""
+        return self.ticket(urgent=urgent) if self.level is Level.DURABLE else None
 
     @property
     def is_stuck(self) -> bool:

@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from llmasos.kernel.abi import Chunk, ExitStatus, Pid
-from llmasos.kernel.delivery import SETTLING_TURNS, Deliveries
+from llmasos.kernel.delivery import SETTLING_TURNS, Deliveries, Turns
 from llmasos.kernel.endings import is_own, run_program
 from llmasos.kernel.errors import Interrupted
 from llmasos.kernel.journal.events import Event
@@ -51,7 +51,7 @@ class Replay:
         decode: Decode,
         on_given: Callable[[Event], None] = lambda _: None,
     ) -> None:
-        self.deliveries = Deliveries()
+        self.deliveries = Deliveries(Turns())
         """Hold and poke them to go step by step."""
         self._history = history
         self._program = program

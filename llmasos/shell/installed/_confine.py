@@ -22,9 +22,11 @@ def main() -> None:
     """Never returns."""
     limits = json.loads(sys.argv[1])
     os.nice(limits["nice"])
-    with contextlib.suppress(OSError):  # Linux alone has it
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("800")
+    with (
+        contextlib.suppress(OSError),  # Linux alone has it
+        open("/proc/self/oom_score_adj", "w", encoding="ascii") as file,
+    ):
+        file.write("800")
     if limits["uid"] is not None:
         os.setgroups([])
         os.setgid(limits["uid"])

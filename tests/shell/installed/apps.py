@@ -8,7 +8,7 @@ import anyio
 from pydantic import BaseModel
 
 from llmasos.apps.sdk import AppError, Proc, Session, app, gather
-from llmasos.kernel.errors import Interrupted, InvalidArguments
+from llmasos.kernel.errors import Interrupted, InvalidArguments, SyscallError
 from tests.kernel.journal.test_random_apps import perform
 
 
@@ -128,7 +128,7 @@ async def wrong(proc: Proc) -> None:
     for name, args in (("ctx.info", {"context": 5}), ("no.such", {}), ("ctx.open", {"x": 1})):
         try:
             await proc.call(name, **args)
-        except Exception as error:
+        except SyscallError as error:
             await proc.print(type(error).__name__, error, isinstance(error, InvalidArguments))
     await proc.print("\ud800 é 漢字 🙂")
 
