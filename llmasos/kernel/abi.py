@@ -384,6 +384,14 @@ class SyscallInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """What whoever installed an app lets it do beyond what every app may, as patterns."""
+
+    syscalls: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AppInfo:
     """An app's manifest, as `app info` shows it."""
 
@@ -399,3 +407,5 @@ class AppInfo:
     """What it is to be held to where whoever starts it says nothing else."""
     models: tuple[str, ...] = ()
     """Models that it is made for, the best first; empty where any will do."""
+    grant: Grant | None = None
+    """What its processes are held to; None for an app that comes with LLMasOS."""

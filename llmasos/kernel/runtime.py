@@ -50,6 +50,7 @@ from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_pro
 from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
 from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.jobs import Job
+from llmasos.kernel.grants import filled_limits, held_to_grant
 from llmasos.kernel.journal.branch import Past, past_of
 from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.events import Event
@@ -226,8 +227,10 @@ class Runtime:
             params,
             ppid=ppid,
             title=title,
-            capabilities=capabilities or self._capabilities_of(ppid),
-            limits=limits or Limits(),
+            capabilities=held_to_grant(
+                capabilities or self._capabilities_of(ppid), loaded.info, self.syscalls
+            ),
+            limits=filled_limits(limits or Limits(), loaded.info),
             nice=nice,
             seed=self._child_seed(ppid) if seed is None else seed,
             group=group,

@@ -64,13 +64,13 @@ class Connection:
         self._outcome: int | LlmosError = 0
         self._serving = anyio.CancelScope()
 
-    async def open(self, start: Mapping[str, Any]) -> None:
+    async def open(self, start: Mapping[str, Any], *, within_s: float = HELLO_S) -> None:
         """Hear hello and answer it. Raises `Broken`."""
         try:
-            with anyio.fail_after(HELLO_S):
+            with anyio.fail_after(within_s):
                 hello = await self._next()
         except TimeoutError:
-            raise Broken(f"The app's process said nothing within {HELLO_S:g} s.") from None
+            raise Broken(f"The app's process said nothing within {within_s:g} s.") from None
         if hello["kind"] != "hello" or hello.get("token") != self._token:
             raise Broken("The app's process did not show the token that it was started with.")
         if hello.get("protocol") != PROTOCOL:

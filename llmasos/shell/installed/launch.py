@@ -171,7 +171,7 @@ class _Prefix:
         if not self.argv:
             return confined
         seen = dict.fromkeys([*executable.readable, _CONFINE, *_python_folders()])
-        binds = [arg for path in seen for arg in ("--ro-bind", path, path)]
+        binds = [arg for path in seen for arg in _seen(path)]
         variables = [arg for name, value in env.items() for arg in ("--setenv", name, value)]
         return [*self.argv, *variables, *binds, "--remount-ro", "/", "--", *confined]
 
@@ -182,6 +182,14 @@ class _Prefix:
         elif os.getuid() != 0:  # outside a namespace the count is of all that the user runs
             limits["NPROC"] = _num_own_threads() + MAX_PROCESSES
         return limits
+
+
+def _seen(path: str) -> list[str]:
+    """bubblewrap's arguments that show a file or folder where it is; what lies above it is made, since
+    what bubblewrap makes by itself can be entered by root alone."""
+    above = [str(folder) for folder in reversed(Path(path).parents)][1:]
+    made = [arg for folder in above for arg in ("--perms", "0755", "--dir", folder)]
+    return [*made, "--ro-bind", path, path]
 
 
 def _num_own_threads() -> int:

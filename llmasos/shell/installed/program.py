@@ -18,7 +18,7 @@ from llmasos.apps.remote.wire import PROTOCOL
 from llmasos.kernel.abi import AppInfo, Pid
 from llmasos.kernel.errors import AppError, LlmosError
 from llmasos.kernel.program import Port
-from llmasos.shell.installed.connection import Broken, Connection, Gone
+from llmasos.shell.installed.connection import HELLO_S, Broken, Connection, Gone
 from llmasos.shell.installed.launch import (
     MAX_PROCESSES,
     MEMORY_BYTES,
@@ -43,8 +43,16 @@ WATCH_S = 0.5
 class OutsideProgram:
     """See `Program`; every run is a process of the operating system."""
 
-    def __init__(self, info: AppInfo, executable: Executable, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        info: AppInfo,
+        executable: Executable,
+        launcher: Launcher,
+        *,
+        hello_s: float = HELLO_S,
+    ) -> None:
         self.info = info
+        self._hello_s = hello_s
         self._executable = executable
         self._launcher = launcher
 
@@ -55,7 +63,7 @@ class OutsideProgram:
     async def run(self, port: Port, params: Mapping[str, Any]) -> int:
         """See `Program`. Raises `AppError` where the process ends before the app has."""
         async with self._launcher.started(self._executable, port.pid) as started:
-            return await _Run(self.info, started, port).finish(params)
+            return await _Run(self.info, started, port, self._hello_s).finish(params)
 
 
 async def manifest_of(executable: Executable, launcher: Launcher) -> Mapping[str, Any]:
@@ -72,8 +80,9 @@ async def manifest_of(executable: Executable, launcher: Launcher) -> Mapping[str
 class _Run:
     """One run under way: its messages, what it writes past the kernel, and the watch over it."""
 
-    def __init__(self, info: AppInfo, started: Started, port: Port) -> None:
+    def __init__(self, info: AppInfo, started: Started, port: Port, hello_s: float) -> None:
         self._info = info
+        self._hello_s = hello_s
         self._started = started
         self._port = port
         self._connection = Connection(started.reader, started.writer, token=started.token)
@@ -112,7 +121,8 @@ class _Run:
                     "pid": self._port.pid,
                     "app": self._info.name,
                     "params": dict(params),
-                }
+                },
+                within_s=self._hello_s,
             )
             return await self._connection.serve(self._port)
         except anyio.get_cancelled_exc_class():
