@@ -384,7 +384,7 @@ class SyscallInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class AppGrant:
     """What whoever installed an app lets it do beyond what every app may, as patterns."""
 
     syscalls: tuple[str, ...] = ()
@@ -407,5 +407,5 @@ class AppInfo:
     """What it is to be held to where whoever starts it says nothing else."""
     models: tuple[str, ...] = ()
     """Models that it is made for, the best first; empty where any will do."""
-    grant: Grant | None = None
+    grant: AppGrant | None = None
     """What its processes are held to; None for an app that comes with LLMasOS."""

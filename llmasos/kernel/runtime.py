@@ -49,8 +49,8 @@ from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
 from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
 from llmasos.kernel.grammar import GrammarCompiler
-from llmasos.kernel.jobs import Job
 from llmasos.kernel.grants import filled_limits, held_to_grant
+from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.branch import Past, past_of
 from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.events import Event

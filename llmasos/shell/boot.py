@@ -157,11 +157,11 @@ def _open_journal(settings: Settings) -> JournalStore | None:
 def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
-    from llmasos.apps.builtin import load_builtin
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
+    from llmasos.shell.installed.apps import Apps
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
@@ -178,7 +178,7 @@ def _runtime(
         syscalls=builtin_syscalls(
             sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"), mounted=mounted
         ),
-        programs=load_builtin,
+        programs=Apps(settings.home).load,
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),
         options=options,

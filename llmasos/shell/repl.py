@@ -73,7 +73,7 @@ class Shell:
         self._was_warned = False
         self._status: KernelStatus | None = None
         self._processes: list[ProcessInfo] = []
-        self._apps: list[AppInfo] = installed_apps()
+        self._apps: list[AppInfo] = installed_apps(settings.home)
         self._prompt: PromptSession[str] = PromptSession(
             "> ",
             history=open_history(settings.home),

@@ -71,7 +71,8 @@ def _load(entry: str) -> App:
             found = getattr(found, part)
     except Exception as error:
         traceback.print_exc()
-        raise AppError(f"{entry} cannot be loaded: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        raise AppError(f"{entry} cannot be loaded: {said}.") from error
     if not isinstance(found, App):
         raise AppError(f"{entry} is no app: write `@app(...)` above its `async def`.")
     return found

@@ -33,7 +33,9 @@ from llmasos.kernel.errors import AppError
 from llmasos.syscalls.sandbox import kill_tree
 
 MEMORY_BYTES = 1024 * 2**20
-"""Address space of one process of an app, and resident memory of all of them together."""
+"""What one process of an app may allocate, and resident memory of all of them together."""
+ADDRESS_BYTES = 32 * MEMORY_BYTES
+"""Its address space: some runtimes reserve a great deal and use little."""
 MAX_PROCESSES = 64
 MAX_OPEN_FILES = 256
 SCRATCH_BYTES = 64 * 2**20
@@ -176,7 +178,13 @@ class _Prefix:
         return [*self.argv, *variables, *binds, "--remount-ro", "/", "--", *confined]
 
     def _rlimits(self) -> dict[str, int]:
-        limits = {"AS": MEMORY_BYTES, "NOFILE": MAX_OPEN_FILES, "CORE": 0, "FSIZE": SCRATCH_BYTES}
+        limits = {
+            "DATA": MEMORY_BYTES,
+            "AS": ADDRESS_BYTES,
+            "NOFILE": MAX_OPEN_FILES,
+            "CORE": 0,
+            "FSIZE": SCRATCH_BYTES,
+        }
         if self.argv:
             limits["NPROC"] = MAX_PROCESSES
         elif os.getuid() != 0:  # outside a namespace the count is of all that the user runs

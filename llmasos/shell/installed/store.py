@@ -14,10 +14,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import anyio
+import anyio.to_thread
 
 from llmasos.kernel.abi import AppInfo
 from llmasos.kernel.errors import ConfigError
@@ -29,6 +32,7 @@ RECORD = "installed.json"
 LOCK = ".lock"
 NEW = ".new-"
 WAIT_S = 600.0
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +108,26 @@ class AppStore:
         """The folder of the environment that a package runs from."""
         return self.folder / package.name / package.folder
 
-    @contextmanager
-    def changing(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def changing(self) -> AsyncGenerator[None]:
         """Nobody else changes anything meanwhile. Raises `ConfigError` after a long wait."""
         from filelock import FileLock, Timeout
 
         make_home(self._home)
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        lock = FileLock(self.folder / LOCK, timeout=WAIT_S, mode=0o600, thread_local=False)
+        lock = FileLock(self.folder / LOCK, mode=0o600)
+        ends_at = anyio.current_time() + WAIT_S
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if anyio.current_time() > ends_at:
+                    raise ConfigError(
+                        "Another command is changing the installed apps; try again."
+                    ) from None
+                await anyio.sleep(POLL_S)
         try:
-            lock.acquire()
-        except Timeout:
-            raise ConfigError(
-                "Another command is changing the installed apps; try again."
-            ) from None
-        try:
-            self._clear_leftovers()
+            await anyio.to_thread.run_sync(self._clear_leftovers)
             yield
         finally:
             lock.release()
