@@ -5,8 +5,9 @@
 Twelve processes run on the real model at any time (`crash_apps`), in a kernel that is a forked process
 (`crash_kernel`). It is killed at random moments and while it is in a step, in a commit, in a write to swap,
 in a syscall's driver, in recovery; after each kill the journal is read and held against what it was and
-against what the apps had seen (`crash_checks`). Then what is left comes to its end, and everything is run
-again in another home without a kill, to compare.
+against what the apps had seen (`crash_checks`), and bits are flipped and ends torn off: in swap, in a copy
+of the journal, now and then in a copy of the model (`crash_damage`). Then what is left comes to its end, and
+everything is run again in another home without a kill, to compare.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tempfile import TemporaryDirectory
 from benchmarks import harness
 from benchmarks.crash_apps import Spec, spec_of
 from benchmarks.crash_checks import Effects, Watch, effects_of, lines_of, outcomes_of, replays_of
+from benchmarks.crash_damage import damage_swap, try_journal, try_model
 from benchmarks.crash_kernel import (
     ACKS,
     DONE,
@@ -49,6 +51,8 @@ LIFE_S = 0.9
 """A kernel lives so long at most once it has recovered, before it is killed or its phase is waited for."""
 PATIENCE_S = 20.0
 """How long recovery, or a phase, is waited for."""
+DAMAGED_MODELS = 20
+"""One model is damaged for so many kills."""
 WITHIN_S = {"step": 0.03, "commit": 0.002, "swap": 0.0008, "driver": 0.005}
 """A phase goes on for up to so long before the kill."""
 
@@ -69,6 +73,8 @@ class Tally:
     hits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     """Kills that found the kernel in a phase, meant or not; one kill may find it in several."""
     recovery_ms: list[float] = field(default_factory=list)
+    damaged: dict[str, int] = field(default_factory=dict)
+    """What was damaged, and what came of it."""
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -136,6 +142,7 @@ class Bench:
             self._kill_once(number, kind)
             self.watch.look(f"kill {number} ({kind})")
             self.tally.problems += self.watch.problems
+            self._damage(number)
             self.tally.seconds = before + time.monotonic() - begun
             self._file.write_text(json.dumps(asdict(self.tally)))
 
@@ -154,6 +161,22 @@ class Bench:
         self.tally.kills[kind] += 1
         for phase in PHASES:
             self.tally.hits[phase] += bool(self.machine.board[phase])
+
+    def _damage(self, number: int) -> None:
+        """After a kill: swap where it lies, the journal and now and then the model in a copy."""
+        draw = random.Random(f"{self.seed}/damage/{number}")
+        copy = self.home.parent / "damaged"
+        self._count("swap files", damage_swap(self.home, draw))
+        came, wrong = try_journal(self.home, copy, self.watch.texts, draw)
+        self._count(f"journal, {came}")
+        if number % DAMAGED_MODELS == 0:
+            came, more = try_model(self.machine.model_folder, copy, draw)
+            self._count(f"model, {came}")
+            wrong += more
+        self.tally.problems += [f"after kill {number}: {what}" for what in wrong]
+
+    def _count(self, what: str, num: int = 1) -> None:
+        self.tally.damaged[what] = self.tally.damaged.get(what, 0) + num
 
     def _wait_for(self, kind: str, draw: random.Random, pid: int) -> None:
         board, begun = self.machine.board, time.monotonic()
@@ -230,7 +253,7 @@ class Bench:
             Bar("kills", tally.num_kills, 300),
             Bar("kills in the phase that was hit least", min(tally.hits.values()), 40),
             Bar(
-                "journaled results, acknowledged processes lost",
+                "journaled results, acknowledged processes lost, damage believed",
                 len(tally.problems),
                 0,
                 at_most=True,
@@ -260,6 +283,7 @@ class Bench:
             "events journaled": watch.num_events,
             "results journaled": watch.num_results,
             "results that apps saw, each found in the journal": watch.seen,
+            **{f"damaged: {what}": count for what, count in sorted(tally.damaged.items())},
             "external effects": effects.num,
             "calls that came back as MaybeDone": watch.maybe_done,
             "recovery of twelve processes, ms": recovery,

@@ -86,6 +86,7 @@ class Machine:
     core: TorchCore
     tokenizer: Tokenizer
     board: Board
+    model_folder: Path
 
     @classmethod
     def load(cls, stored: StoredModel) -> Machine:
@@ -93,7 +94,7 @@ class Machine:
             stored.folder, name=stored.name, fingerprint=stored.fingerprint,
             kv_memory_bytes=KV_BYTES, threads=1,
         )  # fmt: skip
-        return cls(core, stored.load_tokenizer(), Board())
+        return cls(core, stored.load_tokenizer(), Board(), stored.folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,17 @@ from llmasos.apps.options import GenerateOptions, Model
 from llmasos.apps.port import Port
 from llmasos.apps.session import Session
 from llmasos.kernel.abi import (
+    CapabilityInfo,
     ContextInfo,
     Generation,
+    Grant,
+    LimitInfo,
+    Limits,
+    Narrowing,
     Pid,
     ProcessInfo,
     Score,
+    Signal,
     SyscallInfo,
     WindowPolicy,
 )
@@ -72,6 +78,36 @@ class Proc:
         """The syscalls meant for models that this process may make."""
         tools: list[SyscallInfo] = await self.call("proc.tools")
         return tools
+
+    async def signals(self, *, wait: bool = False) -> list[Signal]:
+        """The signals that came since the last time, oldest first: USR1, ALRM, XTOK (a budget is nearly
+        spent). With `wait` it returns once there is one."""
+        return [Signal[name] for name in await self.call("proc.signals", wait=wait)]
+
+    async def limits(self) -> list[LimitInfo]:
+        """Every limit that this process is under, and what is used of it."""
+        limits: list[LimitInfo] = await self.call("proc.limits")
+        return limits
+
+    # --- what it may do
+
+    async def capabilities(self) -> list[CapabilityInfo]:
+        """What it holds; the handles mean nothing to other processes."""
+        held: list[CapabilityInfo] = await self.call("cap.list")
+        return held
+
+    async def derive(self, handle: int, narrowed: Narrowing | None = None) -> int:
+        """Make a capability that allows what another of its own does, or less; returns its handle. What
+        is passed on from that one ends when it is revoked."""
+        return int(await self.call("cap.derive", handle=handle, narrowed=narrowed))
+
+    async def send(self, handle: int, child: Child, narrowed: Narrowing | None = None) -> None:
+        """Give a child what a capability allows, or less."""
+        await self.call("cap.send", handle=handle, pid=child.pid, narrowed=narrowed)
+
+    async def revoke(self, handle: int) -> int:
+        """Give a capability up and take back all that was derived from it; how many those were."""
+        return int(await self.call("cap.revoke", handle=handle))
 
     # --- input and output
 
@@ -166,9 +202,15 @@ class Proc:
         title: str = "",
         syscalls: Sequence[str] | None = None,
         nice: int = 0,
+        grant: Sequence[Grant] | None = None,
+        limits: Limits | None = None,
     ) -> Child:
-        """Start another app with this process's authority, or less: `syscalls` are patterns."""
+        """Start another app with this process's authority, or less: `syscalls` are patterns, `grant` the
+        capabilities that it holds. What it uses counts as this process's use, and `limits` it further."""
         patterns = None if syscalls is None else list(syscalls)
+        less: dict[str, Any] = {} if grant is None else {"grant": list(grant)}
+        if limits is not None:
+            less["limits"] = limits
         pid = await self.call(
             "proc.spawn",
             app=app,
@@ -176,6 +218,7 @@ class Proc:
             title=title,
             syscalls=patterns,
             nice=nice,
+            **less,
         )
         return Child(Pid(pid), self.port)
 

@@ -203,21 +203,52 @@ class ContextInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a process may do. A child's can only be the same or less (`attenuate`).
+class Mount:
+    """A further folder of a process, which its file syscalls reach as `name:path`."""
 
-    `syscalls` are shell patterns over syscall names (`fs.*`); `root` is the folder that file and
-    search syscalls are confined to. `hosts` are what `web.*` may reach: names or addresses, in which
-    `*` stands for anything, with `:port` where that is not the scheme's own; none unless granted.
+    name: str
+    root: str
+    within: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentRule:
+    """Calls of these syscalls may only be made with this argument like one of these patterns.
+
+    A value that is no text is matched as JSON. `..` in a value is matched only by a pattern that has it.
+    """
+
+    syscalls: str
+    argument: str
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What one capability allows. One that is derived from it allows the same or less (`attenuation`).
+
+    `syscalls` are shell patterns over syscall names (`fs.*`), or several at once that must all match
+    (`fs.*&*.read`); `root` is the folder that file and search syscalls are confined to, and `within` the
+    folder below it, found anew by every call, so that no link can widen it. `hosts` are what `web.*` may
+    reach: names or addresses, in which `*` stands for anything, with `:port` where that is not the scheme's
+    own; none unless granted.
     """
 
     syscalls: tuple[str, ...] = ("*",)
     root: str = "."
     hosts: tuple[str, ...] = ()
+    within: str = ""
+    read_only: bool = False
+    """Whether file syscalls may only read under `root`."""
+    mounts: tuple[Mount, ...] = ()
+    arguments: tuple[ArgumentRule, ...] = ()
+    """All that apply to a call must hold."""
+    expires_at: float | None = None
 
     def allows(self, name: str) -> bool:
         """Whether a syscall of this name may be called at all."""
-        return any(fnmatchcase(name, pattern) for pattern in self.syscalls)
+        return any(matches(name, pattern) for pattern in self.syscalls)
 
     def allows_host(self, host: str) -> bool:
         """Whether a host, `name` or `name:port`, may be reached."""
@@ -231,6 +262,11 @@ class Capabilities:
         return replace(self, hosts=tuple(both))
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a syscall's name is one that a pattern stands for."""
+    return all(fnmatchcase(name, part) for part in pattern.split("&"))
+
+
 def _covers(pattern: str, host: str) -> bool:
     """Whether a host pattern covers a host, or all that another pattern covers.
 
@@ -240,25 +276,108 @@ def _covers(pattern: str, host: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Hard limits of one process; None is unlimited."""
+class Narrowing:
+    """How a capability is made less when it is passed on; None leaves a thing as it is."""
 
-    wall_s: float | None = None
-    tokens_out: int | None = None
+    syscalls: tuple[str, ...] | None = None
+    hosts: tuple[str, ...] | None = None
+    within: str | None = None
+    """A folder below the one that it is confined to."""
+    read_only: bool = False
+    mounts: tuple[str, ...] | None = None
+    """Names of those that are kept."""
+    arguments: tuple[ArgumentRule, ...] = ()
+    """Rules that are added."""
+    expires_in_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class GroupLimits:
-    """Hard limits of a group of processes and everything below it; None is unlimited."""
+class Grant:
+    """A capability that a child is given: one of its parent's, by its handle, perhaps made less."""
+
+    handle: int
+    narrowed: Narrowing = Narrowing()
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityInfo:
+    """A capability as its holder, and `llmasos caps`, see it."""
+
+    handle: int
+    """Its number in its holder's table; means nothing to any other process."""
+    allows: Capabilities
+    state: str
+    """`live`, `revoked` or `expired`."""
+    grantor: Pid | None = None
+    """Who held the capability that it was derived from; None where the operator granted it."""
+    num_derived: int = 0
+    """Capabilities that were derived from it, and so on, and would go with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimit:
+    """How often syscalls whose names match a pattern may be called, refused calls counted."""
+
+    pattern: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a process or a group may use, with all that descends from it; None is unlimited.
+
+    A budget is shared: what a child uses counts against its parent's too, and against its groups'.
+    """
 
     tokens_out: int | None = None
-    """Tokens that may be sampled, ever: then its generations fail."""
+    """Tokens that may be sampled, ever: then generations fail."""
+    tokens_in: int | None = None
+    """Tokens that may be appended to contexts, ever."""
     model_s: float | None = None
-    """Seconds of the model's time, ever: what was in the step that passes it is done, then its work fails."""
+    """Seconds of the model's time, ever: what was in the step that passes it is done, then work fails."""
+    page_s: float | None = None
+    """Pages held, times seconds, ever: then pages are given back and work fails."""
+    bytes_written: int | None = None
+    """Bytes that may be written to files, ever."""
+    cost: float | None = None
+    """Money, at the kernel's prices for tokens in and out."""
+    calls: tuple[CallLimit, ...] = ()
+    processes: int | None = None
+    """Live processes at a time, the process itself not counted: a spawn beyond is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits(Budget):
+    """Hard limits of one process and everything it starts."""
+
+    wall_s: float | None = None
+    """Seconds that it may run; its children end no later."""
+    children: int | None = None
+    """Live children at a time, theirs not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits(Budget):
+    """Hard limits of a group of processes and everything below it."""
+
     pages: int | None = None
     """Pages held at a time: work that needs more waits."""
-    processes: int | None = None
-    """Live processes at a time: a spawn beyond is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitInfo:
+    """A row of `llmasos limits`: one limit that a process is under."""
+
+    name: str
+    limit: float
+    used: float
+    scope: str
+    """Whose limit: `own`, `process 3` (it descends from that), `group a/b`."""
+
+    @property
+    def left(self) -> float:
+        """What may be used yet."""
+        return max(self.limit - self.used, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,22 @@ by a `Feed`, as after a crash, and then goes on for real. Its pages are found wh
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmasos.kernel.abi import Capabilities, ExitStatus, Pid
+from llmasos.kernel.abi import ExitStatus, Pid
+from llmasos.kernel.attenuation import meet
+from llmasos.kernel.capabilities import allows_of
 from llmasos.kernel.errors import (
     JournalDamaged,
     NoSuchProcess,
     PermissionDenied,
     ProcessError,
+    SyscallError,
 )
-from llmasos.kernel.journal.branch import Past
+from llmasos.kernel.journal.branch import Granted, Past
 from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.events import decode_events, encode_event
 from llmasos.kernel.journal.history import History
@@ -54,10 +58,16 @@ def branch(
 
     Raises `ProcessError` where this kernel cannot run it, `JournalDamaged`, `OutOfMemory`.
     """
-    spawn = _spawn_values(runtime, past, beginning)
+    granted = None
+    if beginning.root is not None:
+        granted = functools.partial(_granted, runtime, root=beginning.root)
+    spawn = _spawn_values(runtime, past, beginning, granted)
     now = runtime.now()
     is_foreign = beginning.home not in ("", journal.store.home_id)
-    events = past.beginning(spawn, now, is_foreign=is_foreign)
+    try:
+        events = past.beginning(spawn, now, is_foreign=is_foreign, granted=granted)
+    except SyscallError as error:
+        raise ProcessError(f"Process {past.pid} cannot go on here: {error}") from error
     events.append(("front", beginning.foreground))
     history = History(past.pid, decode_events(map(encode_event, events)))
     refuse_unfit(runtime, history)
@@ -97,23 +107,20 @@ async def outcome_of_shared_child(
     raise PermissionDenied(f"Process {child} is not a child of this process.")
 
 
-def _granted(runtime: Runtime, wanted: Mapping[str, Any], root: str) -> dict[str, Any]:
+def _granted(runtime: Runtime, wanted: Mapping[str, Any], *, root: str) -> dict[str, Any]:
     """Of what a process from elsewhere wants to hold, what one that is spawned here could."""
-    ours = runtime.capabilities
-    theirs = Capabilities(tuple(wanted["syscalls"]))
-    syscalls = list(theirs.syscalls)
-    if not all(map(ours.allows, runtime.syscalls)):
-        syscalls = [name for name in runtime.syscalls if ours.allows(name) and theirs.allows(name)]
-    hosts = ours.with_hosts(tuple(wanted.get("hosts", ()))).hosts
-    return {"syscalls": syscalls, "root": root, "hosts": list(hosts)}
+    ours = replace(runtime.capabilities, root=root)
+    return asdict(meet(ours, allows_of(wanted)))
 
 
-def _spawn_values(runtime: Runtime, past: Past, beginning: Beginning) -> dict[str, Any]:
+def _spawn_values(
+    runtime: Runtime, past: Past, beginning: Beginning, granted: Granted | None
+) -> dict[str, Any]:
     spawn, core = past.spawn, runtime.kernel.info
     origin = f"{past.pid}@{past.num_events}"
     capabilities = dict(spawn["capabilities"])
-    if beginning.root is not None:
-        capabilities |= _granted(runtime, capabilities, beginning.root)
+    if granted is not None:
+        capabilities = granted(capabilities)
     return {
         **spawn,
         "ppid": KERNEL_PID,

@@ -1,9 +1,9 @@
-"""The path of a syscall: the one place that names, journals, authorises, limits, times and accounts.
+"""The path of a syscall: the one place that names, journals, has admitted (`gate`), times and accounts.
 
 With a journal a call goes through these stations; without one only through the middle:
 
-    begin journaled -> (before a write or an external call: on disk) -> authorised, driven under a
-    deadline -> result or error journaled -> (unless it is pure: on disk) -> given to the app
+    begin journaled -> admitted by the gate -> (before a write or an external call: on disk) ->
+    driven under a deadline -> result or error journaled -> (unless it is pure: on disk) -> given to the app
 
 What an app asks for while it is being ended from outside is not journaled, since it is not run again, and
 therefore done only where it changes nothing beyond the process.
@@ -36,10 +36,10 @@ from llmasos.kernel.errors import (
     KernelBug,
     LlmosError,
     MaybeDone,
-    PermissionDenied,
     TimedOut,
     code_of,
 )
+from llmasos.kernel.gate import Gate
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.history import OpenCall, token_event
@@ -86,6 +86,7 @@ class Dispatcher:
         self._tasks = tasks
         self._journal = journal
         self._drivers = anyio.CapacityLimiter(MAX_DRIVERS)
+        self.gate = Gate(runtime.kernel.ledger, runtime.now)
 
     async def syscall(
         self,
@@ -164,6 +165,9 @@ class Dispatcher:
         event: Event = ("done", request.call_id, outcome, now)
         if is_error := isinstance(outcome, LlmosError):
             event = ("fail", request.call_id, code_of(outcome), str(outcome), now)
+        if request.process.is_timed:
+            usage = request.process.usage
+            journal.record(request.process.pid, ("used", usage.model_s, usage.page_s))
         journal.record(request.process.pid, event)
 
         def give() -> None:
@@ -199,14 +203,13 @@ class Dispatcher:
 
     async def _perform(self, request: _Request) -> Any:
         process, task = request.process, request.task
+        if request.under_way is None:
+            self._kernel.ledger.count_call(process, request.name)
         await _while_stopped(process, task)
         if task.has_pending_int:
             task.has_pending_int = False
             raise Interrupted("The process was interrupted.")
-        process.usage.num_syscalls += 1
         entry = self._runtime.syscalls[request.name]
-        if not process.capabilities.allows(request.name):
-            raise PermissionDenied(f"This process may not call {request.name}.")
         arguments = entry.validate(request.args)
         if request.under_way is not None and not entry.is_repeatable:
             raise MaybeDone(
@@ -215,6 +218,7 @@ class Dispatcher:
             )
         call = self._call(request)
         with self._frame(request, call):
+            call = await self.gate.admit(process, entry, arguments, call)
             await self._before_the_world_changes(request, entry)
             return await self._drive(entry, call, arguments)
 
@@ -238,7 +242,12 @@ class Dispatcher:
             chunks=tuple(under_way.chunks) if under_way else (),
             receipt=under_way.receipts[-1] if under_way and under_way.receipts else None,
             planner=planner,
+            charger=self._charger(request),
         )
+
+    def _charger(self, request: _Request) -> Callable[[int], None]:
+        charge = functools.partial(self._runtime.charge_bytes, request.process.pid, request.call_id)
+        return functools.partial(anyio.from_thread.run_sync, charge)
 
     def _idempotency_key(self, pid: Pid, call_id: CallId) -> str:
         """The same for every try of one call, and for no other call anywhere."""

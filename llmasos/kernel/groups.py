@@ -6,7 +6,8 @@ gets more of the model by starting more processes. Which of them runs is the pol
 (`policies.FairShare`); here stand its numbers.
 
 What is used below a group counts against its limits too, so a subgroup has what its own limits and those of
-everything above it leave. `exhausted` and `lacks_pages` are asked by the scheduler, `admit` by the kernel.
+everything above it leave. `lacks_pages` is asked by the scheduler, `admit` by the kernel;
+what is used up for good is the account's business (`limits`).
 
 A group that was only ever named by a spawn is forgotten with its last process; one whose weight or limits
 were set stays.
@@ -16,14 +17,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from llmasos.kernel.abi import GroupInfo, GroupLimits, Pid
+from llmasos.kernel.abi import GroupInfo, GroupLimits, LimitInfo, Pid
 from llmasos.kernel.core import PageId
 from llmasos.kernel.errors import InvalidArguments, KernelBug, LimitExceeded
+from llmasos.kernel.limits import Account, SaveAccount, check_limits, group_limits_of, used_of
 
 if TYPE_CHECKING:
     from llmasos.kernel.context import Context
@@ -57,15 +58,6 @@ class Clock:
     """Sum of the weights of the siblings that have work."""
 
 
-@dataclass(slots=True)
-class GroupUsage:
-    """What a group and everything below it has used, finished processes included."""
-
-    tokens_computed: int = 0
-    tokens_out: int = 0
-    model_s: float = 0.0
-
-
 @dataclass(slots=True, eq=False)
 class Group:
     """One group. `turn` is its place among its parent's subgroups; `own_turn` that of its own processes,
@@ -77,7 +69,8 @@ class Group:
     weight: int = DEFAULT_WEIGHT
     is_kept: bool = False
     limits: GroupLimits = field(default_factory=GroupLimits)
-    usage: GroupUsage = field(default_factory=GroupUsage)
+    account: Account = field(init=False)
+    """What it may use and has used; see `limits`."""
     children: dict[str, Group] = field(default_factory=dict)
     processes: dict[Pid, Process] = field(default_factory=dict)
     """Live ones of the group itself."""
@@ -85,6 +78,10 @@ class Group:
     own_turn: Turn = field(default_factory=Turn)
     clock: Clock = field(default_factory=Clock)
     own_clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        above = None if self.parent is None else self.parent.account
+        self.account = Account(self.title, above, self.limits)
 
     @property
     def path(self) -> str:
@@ -97,13 +94,6 @@ class Group:
         while group is not None:
             yield group
             group = group.parent
-
-    def charge(self, *, tokens_computed: int, tokens_out: int, model_s: float) -> None:
-        """Add to what it and everything above it has used."""
-        for group in self.upwards():
-            group.usage.tokens_computed += tokens_computed
-            group.usage.tokens_out += tokens_out
-            group.usage.model_s += model_s
 
     @property
     def num_processes(self) -> int:
@@ -136,26 +126,14 @@ class Group:
             for page_id in context.page_ids
         }
 
-    def exhausted(self) -> LimitExceeded | None:
-        """The error of whoever in it wants more of the model; None while it may have more."""
-        for group in self.upwards():
-            limits, usage = group.limits, group.usage
-            if limits.tokens_out is not None and usage.tokens_out >= limits.tokens_out:
-                what = f"sample {limits.tokens_out} tokens"
-            elif limits.model_s is not None and usage.model_s >= limits.model_s:
-                what = f"use the model for {limits.model_s:g} s"
-            else:
-                continue
-            return LimitExceeded(f"{group.title} may {what} and has done so.")
-        return None
-
-    def may_draw(self, drawing: Counter[Group]) -> bool:
-        """Whether one more token may be sampled in it in a step in which so many are already."""
-        return all(
-            group.limits.tokens_out is None
-            or group.usage.tokens_out + drawing[group] < group.limits.tokens_out
-            for group in self.upwards()
-        )
+    def rows(self) -> Iterator[LimitInfo]:
+        """Its limits of things at a time, and what is used of them."""
+        scope = self.title[:1].lower() + self.title[1:]
+        if self.limits.processes is not None:
+            num = sum(each.num_processes for each in self.downwards())
+            yield LimitInfo("processes", self.limits.processes, num, scope)
+        if self.limits.pages is not None:
+            yield LimitInfo("pages", self.limits.pages, len(self.pages()), scope)
 
     def too_large(self, num_pages: int) -> LimitExceeded | None:
         """The error of a context of it that needs more pages than may ever be held; None if it may."""
@@ -190,6 +168,8 @@ class GroupTree:
 
     def __init__(self) -> None:
         self.root = Group("", 0)
+        self.save: SaveAccount = lambda _name, _row: None
+        """Has a row kept for the next kernel."""
         self._next_number = 1
 
     def open(self, path: str) -> Group:
@@ -206,26 +186,39 @@ class GroupTree:
         return group
 
     def set_weight(self, path: str, weight: int) -> None:
-        """Give a group a weight among its siblings, 1 to 10000; it stays until the kernel ends."""
+        """Give a group a weight among its siblings, 1 to 10000; it stays."""
         if not 1 <= weight <= MAX_WEIGHT:
             raise InvalidArguments(f"A group's weight goes from 1 to {MAX_WEIGHT}.")
         if not _names(path):
             raise InvalidArguments("The root group has no siblings and no weight.")
         group = self.open(path)
         group.weight, group.is_kept = weight, True
+        self._save(group)
 
     def set_limits(self, path: str, limits: GroupLimits) -> None:
-        """Give a group limits for what it has used and will use; they stay until the kernel ends.
+        """Give a group limits for what it has used and will use; they stay.
 
         Raises `InvalidArguments` for one below 0, or no pages or processes at all.
         """
-        given = [value for value in astuple(limits) if value is not None]
-        if not all(value >= 0 and math.isfinite(value) for value in given):
-            raise InvalidArguments("A group's limits are numbers from 0 up.")
+        check_limits(limits)
         if limits.pages == 0:
             raise InvalidArguments("A group without a page could not even begin; give it one.")
         group = self.open(path)
-        group.limits, group.is_kept = limits, True
+        group.limits = group.account.limits = limits
+        group.is_kept = True
+        self._save(group)
+
+    def restore(self, path: str, row: Mapping[str, Any]) -> None:
+        """Put back what an earlier kernel saved of a group."""
+        group = self.open(path)
+        group.weight, group.is_kept = row["weight"], True
+        group.limits = group.account.limits = group_limits_of(row["limits"])
+        group.account.ended = used_of(row["ended"])
+        group.account.used.add(group.account.ended)
+
+    def _save(self, group: Group) -> None:
+        """Have a group that was set up by hand, and what those that have ended used in it, kept."""
+        self.save(f"group {group.path}", {**group.account.saved(), "weight": group.weight})
 
     def admit(self, process: Process) -> None:
         """Count a new process in; raises `LimitExceeded` where its group is full."""
@@ -243,6 +236,9 @@ class GroupTree:
     def leave(self, process: Process) -> None:
         """Count a process out; groups that nobody needs any more are forgotten."""
         del process.group.processes[process.pid]
+        for group in process.group.upwards():
+            if group.is_kept:
+                self._save(group)
         self._forget_unused(process.group)
 
     def _forget_unused(self, group: Group) -> None:
@@ -257,9 +253,9 @@ class GroupTree:
                 path=group.path,
                 weight=group.weight,
                 num_processes=group.num_processes,
-                tokens_computed=group.usage.tokens_computed,
-                tokens_out=group.usage.tokens_out,
-                model_s=group.usage.model_s,
+                tokens_computed=group.account.used.tokens_computed,
+                tokens_out=group.account.used.tokens_out,
+                model_s=group.account.used.model_s,
                 limits=group.limits,
                 num_processes_in_all=sum(each.num_processes for each in group.downwards()),
                 pages_held=len(group.pages()),
@@ -269,11 +265,11 @@ class GroupTree:
 
     def check_integrity(self, num_tokens_computed: int) -> None:
         """Raise `KernelBug` unless every token computed was charged to a group and its ancestors."""
-        if self.root.usage.tokens_computed != num_tokens_computed:
+        if self.root.account.used.tokens_computed != num_tokens_computed:
             raise KernelBug("tokens charged to groups differ from tokens computed")
         for group in self._all():
-            below = sum(child.usage.tokens_computed for child in group.children.values())
-            if below > group.usage.tokens_computed:
+            below = sum(child.account.used.tokens_computed for child in group.children.values())
+            if below > group.account.used.tokens_computed:
                 raise KernelBug(f"group {group.path!r} miscounts what its subgroups used")
             if any(process.exit is not None for process in group.processes.values()):
                 raise KernelBug(f"group {group.path!r} counts a process that has exited")

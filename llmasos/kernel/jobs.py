@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llmasos.kernel.abi import Chunk, ContextInfo, FinishReason, Generation, Sampling, TokenLogprob
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import SampleSpec, SliceResult
-from llmasos.kernel.errors import Interrupted, KernelBug, LimitExceeded, SyscallError
+from llmasos.kernel.errors import Interrupted, KernelBug, SyscallError
 from llmasos.kernel.process import Process
 from llmasos.kernel.sampling import uniform
 from llmasos.kernel.stop_strings import StopStrings
@@ -274,8 +274,7 @@ class GenerateJob(Job):
         return len(self.context.tokens) - len(self._token_ids)
 
     def _pause(self) -> None:
-        if not self.is_done:  # a limit may have ended it with its last token
-            self.is_paused = self.is_done = self.context.is_held = True
+        self.is_paused = self.is_done = self.context.is_held = True
 
     def _finish_reason(self, token_id: int) -> FinishReason | None:
         if self._is_end(token_id):
@@ -298,9 +297,6 @@ class GenerateJob(Job):
             return
         if self._on_chunk is not None and (text or token_ids):
             self._on_chunk(Chunk(text, token_ids, self._logprobs[-1] if self._logprobs else None))
-        limit = self.process.limits.tokens_out
-        if not self.is_done and limit is not None and self.process.usage.tokens_out >= limit:
-            self.fail(LimitExceeded(f"This process may sample {limit} tokens and has done so."))
 
     def _finish(
         self, reason: FinishReason, now: float, text: str = "", token_ids: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from llmasos.kernel.abi import (
     Capabilities,
     ContextId,
     ExitStatus,
+    Grant,
     GroupInfo,
     KernelStatus,
     Limits,
@@ -25,6 +26,8 @@ from llmasos.kernel.abi import (
     ProcessInfo,
     WindowPolicy,
 )
+from llmasos.kernel.attenuation import meet
+from llmasos.kernel.capabilities import NOTHING, CapabilityTree, held
 from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context, common_prefix
 from llmasos.kernel.core import (
@@ -43,12 +46,14 @@ from llmasos.kernel.errors import (
     CoreFailed,
     InvalidArguments,
     KernelBug,
+    LimitExceeded,
     NoSuchProcess,
     OutOfMemory,
     SyscallError,
 )
 from llmasos.kernel.groups import Group, GroupTree
 from llmasos.kernel.jobs import Job, ScoreJob
+from llmasos.kernel.limits import Ledger, Prices, Used
 from llmasos.kernel.pager import PageLoad, Pager
 from llmasos.kernel.pages import PagePool
 from llmasos.kernel.policies import FairShare, Policy
@@ -86,6 +91,8 @@ class KernelOptions:
     max_processes: int = 4096
     num_finished_kept: int = 1000
     """Records of finished processes that `ps --all` still shows."""
+    prices: Prices = field(default_factory=Prices)
+    """Of tokens, for limits in money."""
     policy: Policy = field(default_factory=FairShare)
     """Of this kernel alone: policies keep accounts."""
 
@@ -106,16 +113,19 @@ class Kernel:
         self.options = options
         self.pool = PagePool(info.num_pages, info.page_size, fingerprint=info.fingerprint)
         self.pager = Pager(self.pool, info, swap, step_tokens=step_tokens, now=now)
+        self.ledger = Ledger(options.prices)
         self.scheduler = Scheduler(
             self.pool,
             options.policy,
             self.pager,
+            self.ledger,
             step_tokens=step_tokens,
             max_sequences=options.max_sequences,
             target_step_s=options.target_step_s,
             residence_tokens=options.residence_tokens,
         )
         self.groups = GroupTree()
+        self.capabilities = CapabilityTree()
         self.processes: dict[Pid, Process] = {}
         self.num_steps = 0
         self.num_tokens_computed = 0
@@ -167,35 +177,60 @@ class Kernel:
         *,
         ppid: Pid,
         title: str,
-        capabilities: Capabilities,
+        capabilities: Capabilities | None,
         limits: Limits,
         nice: int,
         seed: int,
         group: str | None = None,
         is_interactive: bool = False,
+        grants: Iterable[Grant] | None = None,
     ) -> Process:
-        """A new process with nothing in it, in its parent's group unless told otherwise.
+        """A new process with nothing in it, in its parent's group unless told otherwise. A child holds
+        what `grants` derives from its parent's capabilities, or without any all of them; one that is
+        started from outside holds `capabilities`.
 
         Raises `OutOfMemory` when there are too many, `LimitExceeded` when its group has too many, and
-        `InvalidArguments` for a group that is none.
+        `InvalidArguments` for a group that is none and `PermissionDenied` for a capability that is not its
+        parent's.
         """
+        pid = self.new_pid()
+        where = self._group_of(ppid) if group is None else self.groups.open(group)
         process = Process(
-            pid=self.new_pid(),
+            pid=pid,
+            account=self.ledger.open(pid, ppid, limits),
             ppid=ppid,
             program=program,
             params=params,
             title=title,
-            capabilities=capabilities,
             limits=limits,
             nice=nice,
             seed=seed,
             started_at=self._now(),
-            group=self._group_of(ppid) if group is None else self.groups.open(group),
+            group=where,
             is_interactive=is_interactive,
         )
-        self.groups.admit(process)
+        self._endow(process, capabilities, grants)
+        try:
+            self.groups.admit(process)
+        except LimitExceeded:
+            self.capabilities.forget(process)
+            self.ledger.close(process)
+            raise
         self.processes[process.pid] = process
         return process
+
+    def _endow(
+        self, process: Process, capabilities: Capabilities | None, grants: Iterable[Grant] | None
+    ) -> None:
+        """Give a new process what it is to hold."""
+        parent = self.processes.get(process.ppid)
+        if parent is None:
+            self.capabilities.grant(process, capabilities or NOTHING)
+        elif capabilities is None:
+            self.capabilities.endow(parent, process, grants, self._now())
+        else:
+            source = held(parent, 0)
+            self.capabilities.grant(process, meet(source.allows, capabilities), source)
 
     def new_pid(self) -> Pid:
         """A number that no process had before. Raises `OutOfMemory` when there are too many of them."""
@@ -246,7 +281,9 @@ class Kernel:
         for context in process.contexts.values():
             self._free(context)
         process.contexts.clear()
+        self.ledger.close(process)
         self.groups.leave(process)
+        self.capabilities.forget(process)
         self.orphan_children(pid)
         if process.ppid == KERNEL_PID:
             self.reap(pid)
@@ -336,6 +373,7 @@ class Kernel:
     def append(self, process: Process, context: Context, token_ids: list[int]) -> None:
         """Add known tokens; raises `ContextTooLong` and changes nothing if they do not fit."""
         self._check_tokens(len(context.tokens) + len(token_ids), token_ids)
+        self.ledger.refuse(process, tokens_in=len(token_ids))
         self._append(process, context, token_ids)
 
     def truncate(self, process: Process, context: Context, num_tokens: int) -> None:
@@ -346,6 +384,7 @@ class Kernel:
     def take_turn(self, process: Process, context: Context, turn: Turn) -> None:
         """Do to a chat what `chat.next_turn` found; raises as `append` does and then changes nothing."""
         self._check_tokens(turn.num_kept + len(turn.token_ids), turn.token_ids)
+        self.ledger.refuse(process, tokens_in=len(turn.token_ids))
         if turn.num_kept < len(context.tokens):
             self._cut(process, context, turn.num_kept)
         self._append(process, context, turn.token_ids)
@@ -469,9 +508,9 @@ class Kernel:
             model_s = elapsed_s * len(piece.tokens) / plan.step.num_tokens
             job.process.usage.model_s += model_s
             arrived = self._take_in(job, piece, answer, now)
-            job.process.group.charge(
-                tokens_computed=len(piece.tokens), tokens_out=arrived, model_s=model_s
-            )
+            used = Used(arrived, tokens_computed=len(piece.tokens), model_s=model_s)
+            used.cost = arrived * self.ledger.prices.token_out
+            self.ledger.charge(job.process, used)
             num_sampled += arrived
         for load, num_loaded in zip(loads, result.loaded, strict=True):
             self._land(load, num_loaded, now)
@@ -561,6 +600,7 @@ class Kernel:
         if charged + self._charged_to_forgotten != self.num_tokens_computed:
             raise KernelBug("tokens charged differ from tokens computed")
         self.groups.check_integrity(self.num_tokens_computed)
+        self.capabilities.check_integrity(self.processes.values())
         busy = [job.context for job in self._jobs]
         if len(busy) != len(set(map(id, busy))) or not all(context.busy for context in busy):
             raise KernelBug("two jobs work on one context, or one on a context that is not busy")
@@ -593,7 +633,7 @@ class Kernel:
 
     def _append(self, process: Process, context: Context, token_ids: Sequence[int]) -> None:
         context.append(token_ids)
-        process.usage.tokens_in += len(token_ids)
+        self.ledger.charge_tokens_in(process, len(token_ids))
         if not context.is_scratch:
             self.record(process, ("append", context.context_id, list(token_ids)))
 
@@ -686,8 +726,18 @@ class Kernel:
         """Charge every process for the pages that it has held since the last time."""
         now = self._now()
         for process in self.processes.values():
-            process.usage.page_s += process.num_pages * (now - self._charged_until)
+            if (page_s := process.num_pages * (now - self._charged_until)) > 0:
+                process.usage.page_s += page_s
+                self.ledger.charge(process, Used(page_s=page_s))
+                self._take_back_pages(process)
         self._charged_until = now
+
+    def _take_back_pages(self, process: Process) -> None:
+        """Who has held pages for as long as he may holds none but those in use."""
+        if any(account.has_held_pages for account in process.accounts()):
+            for context in process.contexts.values():
+                if not (context.busy or self._is_in_flight(context)):
+                    context.drop_pages()
 
     def _reuse(self, job: Job) -> None:
         """Take over pages that hold what the job would compute; that may be all there is to do."""

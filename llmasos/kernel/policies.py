@@ -140,7 +140,7 @@ class FairShare:
         credit_tokens: int = 4096,
         place_tokens: int = 3,
         quantum_tokens: int = 256,
-        drift: float = 0.25,
+        drift: float = 0.1,
         interactive_share: float = 0.5,
         interactive_burst: int = 8192,
     ) -> None:

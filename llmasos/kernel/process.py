@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,13 @@ from llmasos.kernel.abi import (
     ProcessInfo,
     ProcessState,
 )
+from llmasos.kernel.capabilities import NOTHING, Capability
 from llmasos.kernel.context import Context
 from llmasos.kernel.groups import Group, Turn
+from llmasos.kernel.limits import Account
 from llmasos.kernel.program import Program
 from llmasos.kernel.sampling import derive_seed
+from llmasos.kernel.strands import CallId
 
 KERNEL_PID = Pid(0)
 """Parent of everything that was spawned from outside; not a process itself."""
@@ -44,6 +48,9 @@ class Usage:
     model_s: float = 0.0
     generating_s: float = 0.0
     num_syscalls: int = 0
+    bytes_written: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    """Syscalls asked for, by name."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,16 +62,22 @@ class Process:
     program: Program
     params: Mapping[str, Any]
     title: str
-    capabilities: Capabilities
-    limits: Limits
     seed: int
     started_at: float
     group: Group
+    limits: Limits
+    account: Account
+    """What it may use and has used, with all that it started; see `limits`."""
 
     ppid: Pid
     nice: int = 0
     is_interactive: bool = False
     """Somebody waits for it at a terminal; policies and the step's size take note."""
+    handles: dict[int, Capability] = field(default_factory=dict)
+    """Its own table of what it may do; the tree writes it."""
+    next_handle: int = 0
+    handles_by_call: dict[CallId, int] = field(default_factory=dict)
+    """What the calls that asked for a capability got."""
     turn: Turn = field(default_factory=Turn)
     contexts: dict[ContextId, Context] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
@@ -88,6 +101,25 @@ class Process:
     """When the latest of the syscalls it is in began."""
     waits_in: list[str] = field(default_factory=list)
     """Names of the syscalls it is in, oldest first; the model's own are not listed."""
+
+    def accounts(self) -> Iterator[Account]:
+        """All that what it uses counts against: its own, those of who started it, those of its groups."""
+        yield from self.account.upwards()
+        yield from self.group.account.upwards()
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether anything limits what it uses of the model's time, or of pages over time."""
+        return any(
+            each.limits.model_s is not None or each.limits.page_s is not None
+            for each in self.accounts()
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the first capability that it was given allows: its own folder is there."""
+        first = next(iter(self.handles.values()), None)
+        return NOTHING if first is None else first.allows
 
     @property
     def app(self) -> str:

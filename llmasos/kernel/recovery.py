@@ -17,11 +17,10 @@ import anyio.to_thread
 
 from llmasos.kernel.abi import (
     AppInfo,
-    Capabilities,
     ContextId,
-    Limits,
     Pid,
 )
+from llmasos.kernel.capabilities import allows_of, held_values
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import CoreInfo
 from llmasos.kernel.errors import AppError, JournalDamaged, LlmosError
@@ -30,6 +29,7 @@ from llmasos.kernel.journal.events import SCHEMA, decode_events
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import HeldContext, Holdings
 from llmasos.kernel.journal.journal import Journal
+from llmasos.kernel.limits import Account, limits_of
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.process import KERNEL_PID, Process, Usage
 from llmasos.kernel.program import Port, Program
@@ -88,6 +88,7 @@ def spawn_values(
         "title": process.title,
         "ppid": process.ppid,
         "capabilities": asdict(process.capabilities),
+        "handles": held_values(process),
         "limits": asdict(process.limits),
         "nice": process.nice,
         "seed": process.seed,
@@ -111,6 +112,7 @@ async def recover(runtime: Runtime, journal: Journal, come_back: ComeBack) -> Re
     recovered = Recovered()
     rows = await anyio.to_thread.run_sync(journal.store.unfinished)
     live = {row.pid for row in rows}
+    await anyio.to_thread.run_sync(_remember, runtime, journal, rows)
     texts = await anyio.to_thread.run_sync(_texts_of_all, journal, rows)
     watched = _watched(rows, texts)
     await _recover_zombies(runtime, journal, live)
@@ -121,6 +123,19 @@ async def recover(runtime: Runtime, journal: Journal, come_back: ComeBack) -> Re
         if pids is watched:
             await _head_start(runtime, watched)
     return recovered
+
+
+def _remember(runtime: Runtime, journal: Journal, rows: Sequence[ProcessRow]) -> None:
+    """Take in what those that have ended used of the budgets of the others. Blocks."""
+    accounts = journal.accounts()
+    saved: dict[Pid, Any] = {}
+    for name, row in accounts.items():
+        kind, _, rest = name.partition(" ")
+        if kind == "group":
+            runtime.kernel.groups.restore(rest, row)
+        else:
+            saved[Pid(int(rest))] = row
+    runtime.kernel.ledger.remember(saved, {row.pid: row.ppid for row in rows})
 
 
 async def _histories(
@@ -239,6 +254,8 @@ def bring_in(runtime: Runtime, history: History, live: set[Pid]) -> tuple[Proces
     """Make a process with all that its history says it has; it does not run yet."""
     process, task = _process(runtime, history, live), _task(runtime, history)
     runtime.kernel.restore_process(process)
+    runtime.kernel.ledger.restore(process, was_warned=history.holdings.was_short)
+    _endow(runtime, process, history.holdings)
     for context_id, held in history.holdings.contexts.items():
         process.contexts[context_id] = _context(runtime, process, context_id, held)
     task.ran_s = history.ran_s
@@ -248,14 +265,15 @@ def bring_in(runtime: Runtime, history: History, live: set[Pid]) -> tuple[Proces
 def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
     spawn, holdings = history.spawn, history.holdings
     ppid = Pid(spawn["ppid"])
+    limits = limits_of(spawn["limits"] if holdings.limits is None else holdings.limits)
     return Process(
         pid=history.pid,
         ppid=ppid if ppid in live else KERNEL_PID,
         program=_program(runtime, spawn),
         params=spawn["params"],
         title=spawn["title"],
-        capabilities=_capabilities(spawn["capabilities"]),
-        limits=Limits(**spawn["limits"]),
+        limits=limits,
+        account=Account(f"Process {history.pid}", None, limits),
         nice=spawn["nice"] if holdings.nice is None else holdings.nice,
         seed=spawn["seed"],
         started_at=spawn["started_at"],
@@ -274,11 +292,15 @@ def _is_interactive(history: History) -> bool:
     return bool(history.spawn["interactive"] if now is None else now)
 
 
-def _capabilities(values: Mapping[str, Any]) -> Capabilities:
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
-    return Capabilities(**given)
+def _endow(runtime: Runtime, process: Process, holdings: Holdings) -> None:
+    """Give a process back what it held."""
+    tree = runtime.kernel.capabilities
+    for handle, (line, values) in holdings.handles.items():
+        tree.restore(process, handle, line, allows_of(values))
+    process.handles_by_call.update(holdings.handles_by_call)
+    for capability_id in holdings.revoked:
+        if (capability := tree.named(capability_id)) is not None:
+            tree.revoke(capability)
 
 
 def _usage(holdings: Holdings) -> Usage:
@@ -286,6 +308,10 @@ def _usage(holdings: Holdings) -> Usage:
         tokens_in=holdings.tokens_in,
         tokens_out=holdings.tokens_out,
         num_syscalls=holdings.num_syscalls,
+        model_s=holdings.model_s,
+        page_s=holdings.page_s,
+        bytes_written=sum(holdings.bytes_by_call.values()),
+        calls=holdings.calls.copy(),
     )
 
 
@@ -309,6 +335,7 @@ def _task(runtime: Runtime, history: History) -> Task:
     for text in history.holdings.log:
         task.log.write(text)
     task.children.update(history.holdings.children)
+    task.signals.extend(history.holdings.signals)
     return task
 
 

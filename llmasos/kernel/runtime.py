@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,9 +31,11 @@ from llmasos.kernel.abi import (
     Capabilities,
     Chunk,
     ExitStatus,
+    Grant,
     GroupInfo,
     GroupLimits,
     KernelStatus,
+    LimitInfo,
     Limits,
     Pid,
     ProcessInfo,
@@ -48,8 +51,9 @@ from llmasos.kernel.delivery import Deliveries, Turns
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
 from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
+from llmasos.kernel.gate import Gate
 from llmasos.kernel.grammar import GrammarCompiler
-from llmasos.kernel.grants import filled_limits, held_to_grant
+from llmasos.kernel.grants import filled_limits
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.branch import Past, past_of
 from llmasos.kernel.journal.entries import ProcessRow
@@ -58,6 +62,7 @@ from llmasos.kernel.journal.feed import Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.kernel import Kernel, KernelOptions
+from llmasos.kernel.limits import WARNED_AT, changed, check_limits, limit_rows
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -138,10 +143,12 @@ class Runtime:
         """Processes that end now are ended by the kernel's own end."""
         self._is_suspending = False
         self._work = asyncio.Event()
+        self.kernel.ledger.on_short = self._warn
         self._group: anyio.abc.TaskGroup | None = None
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="llmasos-engine")
         if journal is not None:
             self.kernel.record = self._record
+            self.kernel.ledger.save = self.kernel.groups.save = self._keep_account
             self.kernel.first_pid(Pid(journal.store.next_pid))
             self._num_spawned = journal.store.next_pid - 1
 
@@ -200,6 +207,7 @@ class Runtime:
         ppid: Pid = KERNEL_PID,
         title: str = "",
         capabilities: Capabilities | None = None,
+        grants: Sequence[Grant] | None = None,
         limits: Limits | None = None,
         nice: int = 0,
         seed: int | None = None,
@@ -211,11 +219,12 @@ class Runtime:
     ) -> Pid:
         """Start a process and return its pid, once that is in the journal.
 
-        Without `stdin`, the process reads the end of file. A child's capabilities must come from the
-        caller already attenuated. `group` is a path such as `batch/nightly`, by default its parent's
-        group. `interactive` (somebody waits at a terminal) is by default whether it has `stdin`. After a
-        crash a `foreground` process comes back stopped: who waited for it is gone. `call` is its
-        parent's syscall, made again after a crash perhaps: then its child is there already.
+        Without `stdin`, the process reads the end of file. A child holds what `grants` derives from its
+        parent's capabilities, by default all that its parent does. `group` is a path such as
+        `batch/nightly`, by default its parent's group. `interactive` (somebody waits at a terminal) is by
+        default whether it has `stdin`. After a crash a `foreground` process comes back stopped: who waited
+        for it is gone. `call` is its parent's syscall, made again after a crash perhaps: then its child is
+        there already.
         Raises `NoSuchApp`, `InvalidArguments`, `OutOfMemory`.
         """
         if (known := self._child_of(ppid, call)) is not None:
@@ -227,10 +236,11 @@ class Runtime:
             params,
             ppid=ppid,
             title=title,
-            capabilities=held_to_grant(
-                capabilities or self._capabilities_of(ppid), loaded.info, self.syscalls
-            ),
-            limits=filled_limits(limits or Limits(), loaded.info),
+            capabilities=self.capabilities
+            if ppid == KERNEL_PID and not capabilities
+            else capabilities,
+            grants=grants,
+            limits=self._child_limits(ppid, filled_limits(limits or Limits(), loaded.info)),
             nice=nice,
             seed=self._child_seed(ppid) if seed is None else seed,
             group=group,
@@ -263,8 +273,8 @@ class Runtime:
             parent.params if params is None else params,
             ppid=pid,
             title=title or parent.title,
-            capabilities=parent.capabilities,
-            limits=parent.limits,
+            capabilities=None,
+            limits=self._child_limits(pid, Limits()),
             nice=parent.nice,
             seed=parent.child_seed(),
         )
@@ -349,6 +359,52 @@ class Runtime:
             task.signal = signal
             self._resume(process, task)
             task.scope.cancel()
+        else:
+            task.signals.append(signal)
+            task.signalled.set()
+
+    async def next_signals(self, pid: Pid, *, wait: bool) -> list[Signal]:
+        """The signals that a process's app has not been told of, oldest first; waits for one if told to."""
+        task = self._task(pid)
+        while wait and not task.signals:
+            task.signalled.clear()
+            await task.signalled.wait()
+        signals, task.signals = task.signals, []
+        return signals
+
+    def limits(self, pid: Pid) -> list[LimitInfo]:
+        """Every limit that a process is under. Raises `NoSuchProcess`."""
+        process = self.kernel.process(pid)
+        return limit_rows(process, self.ran_s(process))
+
+    def set_limits(self, pid: Pid, limits: Limits) -> None:
+        """Give a process other limits, more or less; for the operator alone. What it has used stays used.
+
+        Raises `NoSuchProcess`, `InvalidArguments`.
+        """
+        check_limits(limits)
+        process = self.kernel.live(pid)
+        self.kernel.ledger.set_limits(process, limits)
+        self._record(process, ("limits", asdict(limits)))
+        self._time(process, self._tasks[pid])
+        self._work.set()
+
+    def change_limits(self, pid: Pid, limits: Limits, lifted: Sequence[str] = ()) -> None:
+        """The same for those that are given, and those that are to be no more, alone."""
+        self.set_limits(pid, changed(self.kernel.live(pid).limits, limits, lifted))
+
+    def ran_s(self, process: Process) -> float:
+        """Seconds that a process has run for, under this kernel and earlier ones."""
+        task = self._tasks[process.pid]
+        if process.exit is not None or not task.began_at:
+            return (process.ended_at or self.now()) - process.started_at
+        return task.ran_s + anyio.current_time() - task.began_at
+
+    def charge_bytes(self, pid: Pid, call: CallId, num_bytes: int) -> None:
+        """Count what a process is about to write to files. Raises `LimitExceeded`: then it must not."""
+        process = self.kernel.live(pid)
+        self.kernel.ledger.charge_bytes(process, num_bytes)
+        self._record(process, ("wrote", call, num_bytes))
 
     async def flushed(self) -> None:
         """Wait until the journal has everything that has happened."""
@@ -457,6 +513,11 @@ class Runtime:
         return await self._task(pid).input.read_line()
 
     # --- syscalls
+
+    @property
+    def gate(self) -> Gate:
+        """What every syscall passes; whoever traces watches its verdicts."""
+        return self._dispatcher.gate
 
     async def syscall(
         self,
@@ -619,9 +680,8 @@ class Runtime:
         begin_strands()
         status: ExitStatus | None = None
         try:
-            if process.limits.wall_s is not None:
-                left_s = process.limits.wall_s - task.ran_s
-                task.limit.deadline = anyio.current_time() + left_s
+            task.began_at = anyio.current_time()
+            self._time(process, task)
             with anyio.CancelScope(shield=True), task.scope, task.limit:
                 port = _Port(process.pid, self)
                 status = await run_program(process.program, port, process.params)
@@ -644,10 +704,35 @@ class Runtime:
         if self._journal is not None and not comes_back:
             self._journal.end(process.pid, status, self.now())
         self.kernel.exit_process(process.pid, status)
+        if task.short_of_time is not None:
+            task.short_of_time.cancel()
         task.output.close()
         task.log.close()
         task.done.set()
         self._forget_old_output()
+
+    def _time(self, process: Process, task: Task) -> None:
+        """Have a process end when its time is over, and signalled before."""
+        if task.short_of_time is not None:
+            task.short_of_time.cancel()
+        wall_s = process.limits.wall_s
+        if wall_s is None:
+            task.limit.deadline = math.inf
+            return
+        begin = task.began_at - task.ran_s
+        task.limit.deadline = begin + wall_s
+        loop = asyncio.get_running_loop()
+        task.short_of_time = loop.call_at(begin + WARNED_AT * wall_s, self._warn, process.pid)
+
+    def _warn(self, pid: Pid) -> None:
+        """A process has used most of a budget."""
+        process = self.kernel.processes.get(pid)
+        if process is not None and process.exit is None and pid in self._tasks:
+            self.signal(pid, Signal.XTOK)
+
+    def _keep_account(self, name: str, row: Mapping[str, Any] | None) -> None:
+        if self._journal is not None and not self._is_suspending:
+            self._journal.keep_account(name, row)
 
     def _stop(self, process: Process, task: Task) -> None:
         process.stopped = task.deliveries.is_held = True
@@ -670,8 +755,13 @@ class Runtime:
         for pid in [pid for pid in self._tasks if pid not in self.kernel.processes]:
             del self._tasks[pid]
 
-    def _capabilities_of(self, pid: Pid) -> Capabilities:
-        return self.capabilities if pid == KERNEL_PID else self.kernel.live(pid).capabilities
+    def _child_limits(self, ppid: Pid, limits: Limits) -> Limits:
+        """A child ends no later than its parent; of all else it shares what its parent may use."""
+        parent = self.kernel.processes.get(ppid)
+        if parent is None or parent.limits.wall_s is None:
+            return limits
+        left_s = max(parent.limits.wall_s - self.ran_s(parent), 0.0)
+        return replace(limits, wall_s=min(left_s, limits.wall_s or left_s))
 
     def _child_seed(self, pid: Pid) -> int:
         if pid != KERNEL_PID:

@@ -13,9 +13,9 @@ in the policy's order. So the first job in order always gets on, and only a cont
 pool can fail. What a context gives up stays in the prefix index until somebody needs the page, and then in
 swap. A job whose next pages are there has them loaded in a step of its own, and computes in the next.
 
-What a group may have is heeded here too: work of a group that has used up its tokens or seconds fails, no
-step draws more tokens than are left to it, and its contexts give up pages to each other where it may hold
-no more.
+What may be used is heeded here too: work whose process, or anything above that, has used up its tokens or
+seconds fails, no step draws more tokens than are left, and a group's contexts give up pages to each other
+where it may hold no more.
 
 Two contexts that are about to compute the same page do not: the later one waits a step and finds it.
 """
@@ -31,6 +31,7 @@ from llmasos.kernel.core import SequenceSlice, StepPlan
 from llmasos.kernel.errors import OutOfMemory, SyscallError
 from llmasos.kernel.groups import Group
 from llmasos.kernel.jobs import Job
+from llmasos.kernel.limits import Account, Ledger
 from llmasos.kernel.pace import Pace
 from llmasos.kernel.pager import Moves, PageLoad, Pager
 from llmasos.kernel.pages import NodeId, PagePool
@@ -69,8 +70,8 @@ class _Draft:
     parked: set[int] = field(default_factory=set)
     """Contexts that gave their pages up in this draft: they find them again in the next step."""
     pages_under_way: set[tuple[NodeId, tuple[int, ...]]] = field(default_factory=set)
-    drawing: Counter[Group] = field(default_factory=Counter)
-    """Tokens that are to be sampled in each group and below it."""
+    drawing: Counter[Account] = field(default_factory=Counter)
+    """Tokens that are to be sampled on each account."""
 
     @property
     def members(self) -> list[Job]:
@@ -88,7 +89,7 @@ class _Draft:
 
     def add(self, job: Job, num_tokens: int, *, is_drawing: bool) -> None:
         """A job's slice is in."""
-        self.drawing.update(job.process.group.upwards() if is_drawing else ())
+        self.drawing.update(job.process.accounts() if is_drawing else ())
         self.num_prompt_tokens -= num_tokens if job.num_remaining > 1 else 0
         self.num_sequences -= 1
         self.num_tokens -= num_tokens
@@ -108,6 +109,7 @@ class Scheduler:
         pool: PagePool,
         policy: Policy,
         pager: Pager,
+        ledger: Ledger,
         *,
         step_tokens: int,
         max_sequences: int = 32,
@@ -120,6 +122,7 @@ class Scheduler:
         self.num_preempted = 0
         self._pool = pool
         self._pager = pager
+        self._ledger = ledger
         self._pace = Pace(target_s=target_step_s)
         self._working_set = WorkingSet(pool, residence_tokens=residence_tokens)
 
@@ -133,7 +136,7 @@ class Scheduler:
         `OutOfMemory`, one of a group that has used what it may with `LimitExceeded`, one whose
         grammar breaks with its error; the caller looks for `is_done`.
         """
-        jobs = [job for job in jobs if not _is_exhausted(job)]
+        jobs = [job for job in jobs if not self._is_exhausted(job)]
         if not jobs:
             return None
         order, waiting = self._working_set.split(self.policy.order(jobs, self.step_tokens))
@@ -184,7 +187,7 @@ class Scheduler:
         num_stored = sum(page.num_tokens for page in stored)
         num_tokens = num_stored or num_tokens
         is_drawing = job.draws and not stored and num_tokens == job.num_remaining
-        if is_drawing and not job.process.group.may_draw(draft.drawing):
+        if is_drawing and not self._ledger.may_draw(job.process, draft.drawing):
             return
         copies = self._reserve(job, context.num_computed + num_tokens, draft, victims)
         if copies is None:
@@ -201,6 +204,13 @@ class Scheduler:
             job.fail(error)
             return
         draft.add(job, num_tokens, is_drawing=is_drawing)
+
+    def _is_exhausted(self, job: Job) -> bool:
+        """Fail a job whose process, or anything above it, has used what it may."""
+        if (error := self._ledger.exhausted(job.process, draws=job.draws)) is None:
+            return False
+        job.fail(error)
+        return True
 
     def _is_too_large(self, job: Job) -> bool:
         """Fail a job that can never run: it would only take from the others, again and again."""
@@ -269,14 +279,6 @@ class _Victims:
         contexts = [each.context for each in later if each not in planned] + self._idle
         takeable = (each for each in reversed(contexts) if id(each) in members and each.page_ids)
         return next(takeable, None)
-
-
-def _is_exhausted(job: Job) -> bool:
-    """Fail a job whose group has used what it may."""
-    if (error := job.process.group.exhausted()) is None:
-        return False
-    job.fail(error)
-    return True
 
 
 def _slice(job: Job, num_tokens: int) -> SequenceSlice:

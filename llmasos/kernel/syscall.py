@@ -15,6 +15,7 @@ driver's.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,11 +66,24 @@ class Call:
     """What it was about to do when a kernel ended under it; see `intend`."""
     planner: Callable[[Any], None] | None = None
     """Behind `intend`."""
+    charger: Callable[[int], None] | None = None
+    """Behind `charge_bytes`."""
 
     @property
     def root(self) -> Path:
         """The folder that the calling process is confined to, as an absolute path."""
-        return Path(self.capabilities.root)
+        return Path(self.capabilities.root, self.capabilities.within)
+
+    @property
+    def real_root(self) -> str:
+        """Names that folder, whichever way its process's root was written; below that root no link counts."""
+        return os.path.join(os.path.realpath(self.capabilities.root), self.capabilities.within)
+
+    def charge_bytes(self, num_bytes: int) -> None:
+        """Count what is about to be written to a file. For drivers in worker threads; blocks. Raises
+        `LimitExceeded`: then write nothing."""
+        if self.charger is not None and self.receipt is None:  # else it was counted before a crash
+            self.charger(num_bytes)
 
     def intend(self, receipt: Any) -> None:
         """Have on disk what is about to be done, of JSON's types: where the kernel ends before the

@@ -45,6 +45,13 @@ class Task:
     """While it is run again: what it is given from the journal."""
     children: dict[CallId, Pid] = field(default_factory=dict)
     """Children by the calls that started them, so that none is started twice."""
+    signals: list[Signal] = field(default_factory=list)
+    """Those that its app has not asked for yet."""
+    signalled: asyncio.Event = field(default_factory=asyncio.Event)
+    began_at: float = 0.0
+    """On the event loop's clock."""
+    short_of_time: asyncio.TimerHandle | None = None
+    """Signals XTOK when most of its time is over."""
     ran_s: float = 0.0
     """Seconds that it ran for under earlier kernels."""
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -111,28 +112,37 @@ class _Loaded:
 def _load(settings: Settings) -> _Loaded:
     """Read the weights and open what is on disk. Blocks for as long as that takes."""
     from llmasos.kernel.core import PageId
-    from llmasos.kernel.cores.torch_core import TorchCore
     from llmasos.kernel.models import ModelKind, ModelStore
     from llmasos.kernel.swap import Swap
     from llmasos.kernel.swap_host import DEFAULT_HOST_BYTES
 
-    model = ModelStore(settings.home / "models").open(settings.model)
+    models = ModelStore(settings.home / "models")
+    model = models.open(settings.model)
     if model.kind is not ModelKind.DECODER:
         raise ConfigError(
             f"{model.name} embeds text and cannot write it; boot a kernel with another model."
         )
     cache = settings.home / "cache"
     cache.mkdir(mode=0o700, exist_ok=True)
-    core = TorchCore.load(
-        model.folder,
-        name=model.name,
-        fingerprint=model.fingerprint,
-        kv_memory_bytes=settings.kv_memory,
-        dtype=settings.dtype,
-        threads=settings.threads,
-        max_context=settings.max_context,
-        cache_path=cache / "self-checks.json",
-    )
+    with ThreadPoolExecutor(1) as checking:  # every byte, while the weights are packed
+        checked = checking.submit(models.verify, settings.model)
+        from llmasos.kernel.cores.torch_core import TorchCore
+
+        core = TorchCore.load(
+            model.folder,
+            name=model.name,
+            fingerprint=model.fingerprint,
+            kv_memory_bytes=settings.kv_memory,
+            dtype=settings.dtype,
+            threads=settings.threads,
+            max_context=settings.max_context,
+            cache_path=cache / "self-checks.json",
+        )
+    try:
+        checked.result()
+    except BaseException:
+        core.close()
+        raise
     swap = None
     if settings.swap:
         has_pages_in_host_memory = core.page_view(PageId(0)) is not None
@@ -160,15 +170,17 @@ def _runtime(
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
+    from llmasos.kernel.limits import Prices
     from llmasos.kernel.runtime import Runtime
     from llmasos.shell.installed.apps import Apps
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
 
-    options = KernelOptions()
+    prices = Prices(settings.price_in / 1e6, settings.price_out / 1e6)
+    options = KernelOptions(prices=prices)
     if settings.step_tokens is not None:
-        options = KernelOptions(step_tokens=settings.step_tokens)
+        options = KernelOptions(step_tokens=settings.step_tokens, prices=prices)
     journal = None
     if loaded.store is not None:
         journal = Journal(loaded.store, level=Level(settings.journal), now=time.time)

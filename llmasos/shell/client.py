@@ -11,8 +11,11 @@ import anyio
 
 from llmasos.kernel.abi import (
     AppInfo,
+    CapabilityInfo,
     ExitStatus,
     KernelStatus,
+    LimitInfo,
+    Limits,
     Pid,
     ProcessInfo,
     Signal,
@@ -180,6 +183,22 @@ class SocketSession:
     async def renice(self, pid: Pid, nice: int) -> None:
         """Change its share of the model."""
         await self._call("renice", _NOTHING, pid=pid, nice=nice)
+
+    async def caps(self, pid: Pid) -> list[CapabilityInfo]:
+        """What it may do."""
+        return await self._call("caps", list[CapabilityInfo], pid=pid)
+
+    async def revoke(self, pid: Pid, handle: int) -> int:
+        """Have one of its capabilities taken back."""
+        return await self._call("revoke", int, pid=pid, handle=handle)
+
+    async def limits(self, pid: Pid) -> list[LimitInfo]:
+        """Every limit that it is under."""
+        return await self._call("limits", list[LimitInfo], pid=pid)
+
+    async def set_limits(self, pid: Pid, limits: Limits, lifted: list[str]) -> None:
+        """Have its own limits changed."""
+        await self._call("set_limits", _NOTHING, pid=pid, limits=limits, lifted=lifted)
 
     def output(self, pid: Pid) -> AsyncGenerator[str]:
         """Its output from the beginning, then live until it exits."""

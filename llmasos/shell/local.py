@@ -11,14 +11,19 @@ import anyio
 
 from llmasos.kernel.abi import (
     AppInfo,
+    CapabilityInfo,
     ExitStatus,
     KernelStatus,
+    LimitInfo,
+    Limits,
     Pid,
     ProcessInfo,
     Signal,
     SyscallInfo,
 )
+from llmasos.kernel.authority import revoke
 from llmasos.kernel.branching import Beginning
+from llmasos.kernel.capabilities import infos
 from llmasos.kernel.errors import KernelBug
 from llmasos.shell.checkpoints import restore, save
 from llmasos.shell.records import MAX_ROWS, process_info
@@ -142,6 +147,25 @@ class LocalSession:
     async def renice(self, pid: Pid, nice: int) -> None:
         """Change its share of the model."""
         self._runtime.renice(pid, nice)
+        await self._runtime.flushed()
+
+    async def caps(self, pid: Pid) -> list[CapabilityInfo]:
+        """What it may do."""
+        return infos(self._runtime.kernel.process(pid), self._runtime.now())
+
+    async def revoke(self, pid: Pid, handle: int) -> int:
+        """Take a capability back."""
+        num_revoked = revoke(self._runtime.kernel, pid, handle)
+        await self._runtime.flushed()
+        return num_revoked
+
+    async def limits(self, pid: Pid) -> list[LimitInfo]:
+        """Every limit that it is under."""
+        return self._runtime.limits(pid)
+
+    async def set_limits(self, pid: Pid, limits: Limits, lifted: list[str]) -> None:
+        """Change its own limits."""
+        self._runtime.change_limits(pid, limits, lifted)
         await self._runtime.flushed()
 
     def output(self, pid: Pid) -> AsyncGenerator[str]:

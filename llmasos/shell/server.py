@@ -34,7 +34,8 @@ Ts = TypeVarTuple("Ts")
 STREAMS = ("output", "dialogue")
 CALLS = (
     "status", "ps", "info", "spawn", "fork", "branch", "checkpoint", "restore", "resume", "wait",
-    "signal", "renice", "output_text", "log_text", "send_input", "apps", "syscalls", "keep", "shutdown",
+    "signal", "renice", "caps", "revoke", "limits", "set_limits", "output_text", "log_text",
+    "send_input", "apps", "syscalls", "keep", "shutdown",
 )  # fmt: skip
 GRACE_S = 3.0
 """From TERM to KILL for the foreground processes of a client that vanished."""

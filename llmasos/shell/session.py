@@ -13,8 +13,10 @@ from typing import Any, Protocol
 from llmasos.kernel.abi import (
     AppInfo,
     Capabilities,
+    CapabilityInfo,
     ExitStatus,
     KernelStatus,
+    LimitInfo,
     Limits,
     Pid,
     ProcessInfo,
@@ -120,6 +122,22 @@ class KernelSession(Protocol):
 
     async def renice(self, pid: Pid, nice: int) -> None:
         """Change its share of the model: -20 the largest, 19 the smallest."""
+        ...
+
+    async def caps(self, pid: Pid) -> list[CapabilityInfo]:
+        """What it may do."""
+        ...
+
+    async def revoke(self, pid: Pid, handle: int) -> int:
+        """Take one of its capabilities back with all derived from it; how many those were."""
+        ...
+
+    async def limits(self, pid: Pid) -> list[LimitInfo]:
+        """Every limit that it is under."""
+        ...
+
+    async def set_limits(self, pid: Pid, limits: Limits, lifted: list[str]) -> None:
+        """Change its own limits to those given, and lift some. Raises `InvalidArguments`."""
         ...
 
     def output(self, pid: Pid) -> AsyncGenerator[str]:

@@ -99,6 +99,10 @@ class Settings(BaseSettings):
     nothing at all (off): then what runs is lost with the kernel."""
     exec_sandbox: Literal["strict", "weak"] = "strict"
     """What `exec.*` needs: bubblewrap, or (weak) resource limits alone where that is missing."""
+    price_in: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What a million tokens put into contexts cost, for limits in money; nothing for a local model."""
+    price_out: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What a million sampled tokens cost."""
     mcp: McpSettings = Field(default_factory=McpSettings)
 
     @field_validator("dtype", mode="before")

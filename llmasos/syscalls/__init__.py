@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from llmasos.kernel.syscall import Syscall, SyscallTable
 from llmasos.syscalls.calc import SYSCALLS as CALC
+from llmasos.syscalls.capability import SYSCALLS as CAPABILITY
 from llmasos.syscalls.clock import SYSCALLS as CLOCK
 from llmasos.syscalls.context import SYSCALLS as CONTEXT
 from llmasos.syscalls.exec import exec_syscalls
@@ -26,6 +27,7 @@ def builtin_syscalls(
     execution = exec_syscalls(sandbox or Sandbox())
     return SyscallTable(
         (
+            *CAPABILITY,
             *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
             *execution,
             *mounted,

@@ -25,10 +25,13 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from llmasos.kernel.errors import Failed, InvalidArguments, PermissionDenied, SyscallError
 from llmasos.syscalls._oserrors import telling, told
+
+if TYPE_CHECKING:
+    from llmasos.kernel.syscall import Call
 
 MAX_PATH_CHARS = 4096
 MAX_DEPTH = 64
@@ -107,8 +110,11 @@ class OpenFile:
 class Root:
     """A process's folder, held open. A context manager, for one thread and one call."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = os.path.abspath(folder)
+    def __init__(self, base: Path, within: str = "") -> None:
+        """The folder `within` a base, reached from it at every opening, so that it is below it."""
+        self._base = os.path.abspath(base)
+        self._within = _split(within)
+        self._folder = os.path.join(self._base, *self._within)
         self._bases = tuple(
             {tuple(_split(base)) for base in (self._folder, os.path.realpath(self._folder))}
         )
@@ -120,7 +126,11 @@ class Root:
             raise Failed("File syscalls need Linux, macOS or WSL; this system cannot confine them.")
         try:
             # The root itself is the operator's word: a link there is followed.
-            self.fd = self.keep(os.open(self._folder, READ_FOLDER & ~os.O_NOFOLLOW))
+            self.fd = self.keep(os.open(self._base, READ_FOLDER & ~os.O_NOFOLLOW))
+            for name in self._within:  # what is below is not: a link there, or `..`, leads nowhere
+                if name == "..":
+                    raise outside(self._folder)
+                self.fd = self.keep(os.open(name, READ_FOLDER, dir_fd=self.fd))
         except FileNotFoundError as error:
             raise Failed(f"This process's folder {shown(self._folder)} is gone.") from error
         except OSError as error:
@@ -192,6 +202,11 @@ class Root:
             if tuple(components[: len(base)]) == base:
                 return components[len(base) :]
         raise outside(asked)
+
+
+def root_of(call: Call) -> Root:
+    """The folder that a call's process is confined to."""
+    return Root(Path(call.capabilities.root), call.capabilities.within)
 
 
 class _Walk:

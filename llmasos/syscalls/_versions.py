@@ -127,7 +127,7 @@ def content(call: Call, path: str, number: int) -> bytes:
 
 
 def _key(call: Call, path: str) -> bytes:
-    root = os.path.realpath(call.root)
+    root = call.real_root
     return os.fsencode(root if path == "." else os.path.join(root, path))
 
 

@@ -23,8 +23,17 @@ from llmasos.kernel.errors import Failed, SyscallError
 from llmasos.kernel.syscall import Call, syscall
 from llmasos.syscalls import fs_find, fs_history, fs_write
 from llmasos.syscalls._encoding import Encoding
+from llmasos.syscalls._mounts import in_mount
 from llmasos.syscalls._oserrors import telling
-from llmasos.syscalls._paths import TEMP_PREFIX, OpenFile, Root, kind_of, readable_name, shown
+from llmasos.syscalls._paths import (
+    TEMP_PREFIX,
+    OpenFile,
+    Root,
+    kind_of,
+    readable_name,
+    root_of,
+    shown,
+)
 from llmasos.syscalls._text import count_lines, iso_time, open_text, size_text, skip_lines
 
 DEFAULT_LINES = 100
@@ -87,6 +96,7 @@ class StatResult(TypedDict):
 
 
 @syscall("fs.read", effect=Effect.READ)
+@in_mount(writes=False)
 def read(
     call: Call,
     path: FilePath,
@@ -96,7 +106,7 @@ def read(
     ] = DEFAULT_LINES,
 ) -> ReadResult:
     """Read a text file."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         file = root.open_file(path)
         with open_text(file) as (stream, encoding):
             _skip_to(stream, start_line, path)
@@ -175,13 +185,14 @@ def _read_notes(piece: _Piece, total: int | None, encoding: Encoding) -> Iterato
 
 
 @syscall("fs.list", effect=Effect.READ)
+@in_mount(writes=False)
 def list_folder(
     call: Call,
     path: FolderPath = ".",
     hidden: Annotated[bool, Field(description="Also names that begin with a dot")] = False,
 ) -> ListResult:
     """List the files in a folder."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         fd, where = root.open_folder(path or ".")
         with telling(shown(where)):
             found, num_hidden, is_cut = _entries(fd, hidden)
@@ -242,9 +253,10 @@ def _list_notes(num_found: int, num_hidden: int, is_cut: bool) -> Iterator[str]:
 
 
 @syscall("fs.stat", effect=Effect.READ, tool=False)
+@in_mount(writes=False)
 def stat_file(call: Call, path: FilePath) -> StatResult:
     """Tell the size and date of a file."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         place = root.existing(path)
     status = place.status or os.stat_result([0] * 10)
     size_bytes = status.st_size if place.kind == "file" else 0

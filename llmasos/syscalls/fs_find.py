@@ -17,7 +17,8 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import InvalidArguments, SyscallError
 from llmasos.kernel.syscall import Call, syscall
-from llmasos.syscalls._paths import OpenFile, Root, readable_name
+from llmasos.syscalls._mounts import in_mount
+from llmasos.syscalls._paths import OpenFile, readable_name, root_of
 from llmasos.syscalls._text import lines, open_text
 from llmasos.syscalls._tree import Tree, open_found
 
@@ -58,6 +59,7 @@ class GrepResult(TypedDict):
 
 
 @syscall("fs.glob", effect=Effect.READ)
+@in_mount(writes=False)
 def glob(
     call: Call,
     pattern: Annotated[str, Field(description="Like *.md or docs/**/*.txt", max_length=500)],
@@ -65,7 +67,7 @@ def glob(
 ) -> GlobResult:
     """Find files by name."""
     is_wanted = _glob(pattern)
-    with Root(call.root) as root:
+    with root_of(call) as root:
         fd, where = root.open_folder(path or ".")
         tree = Tree(fd, where)
         prefix = 0 if where == "." else len(where) + 1
@@ -112,6 +114,7 @@ def _beyond_stars(tests: list[Callable[[str], object] | None], reached: set[int]
 
 
 @syscall("fs.grep", effect=Effect.READ)
+@in_mount(writes=False)
 def grep(
     call: Call,
     text: Annotated[str, Field(min_length=1, max_length=500, description="Words to look for")],
@@ -119,7 +122,7 @@ def grep(
 ) -> GrepResult:
     """Find lines with certain words in files."""
     search = _Search(text, call.runtime.now)
-    with Root(call.root) as root:
+    with root_of(call) as root:
         place = root.existing(path or ".")
         if place.kind == "folder":
             fd, where = root.open_folder(path or ".")

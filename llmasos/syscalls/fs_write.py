@@ -13,6 +13,7 @@ from llmasos.kernel.syscall import Call, syscall
 from llmasos.syscalls._atomic import locked, refuse_unwritable, replace
 from llmasos.syscalls._edit import diff_text, exact_span, line_end_of, with_line_end
 from llmasos.syscalls._encoding import SAMPLE_BYTES, detect, split_mark
+from llmasos.syscalls._mounts import in_mount
 from llmasos.syscalls._once import NOTHING, digest, holds, identity, intend, made_before
 from llmasos.syscalls._oserrors import telling
 from llmasos.syscalls._paths import (
@@ -20,6 +21,7 @@ from llmasos.syscalls._paths import (
     Root,
     readable_name,
     refuse_new_name,
+    root_of,
     shown,
 )
 from llmasos.syscalls._text import size_text
@@ -59,6 +61,7 @@ class ChangeResult(TypedDict):
 
 
 @syscall("fs.write", effect=Effect.WRITE, repeatable=True)
+@in_mount(writes=True)
 def write(
     call: Call,
     path: NewFile,
@@ -66,13 +69,14 @@ def write(
 ) -> WriteResult:
     """Write a text file. It replaces an old file of that name."""
     data = _encoded(text)
-    with Root(call.root) as root:
+    with root_of(call) as root:
         place = root.locate(path, make_folders=True)
         with locked(place.folder_fd):
             if (made := _made_before(call, root, place)) is not None:
                 return cast("WriteResult", made)
             refuse_unwritable(place, path)
             result = _written("Wrote", place, text, len(data))
+            call.charge_bytes(len(data))
             intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.write")
             replace(place, data)
@@ -80,13 +84,14 @@ def write(
 
 
 @syscall("fs.append", effect=Effect.WRITE, repeatable=True)
+@in_mount(writes=True)
 def append(
     call: Call,
     path: NewFile,
     text: Annotated[str, Field(description="Text to add at the end")],
 ) -> WriteResult:
     """Add lines to the end of a file. It makes the file if there is none."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         folder = root.locate(path, make_folders=True)
         with locked(folder.folder_fd):
             place = root.locate(path)
@@ -95,6 +100,7 @@ def append(
             refuse_unwritable(place, path)
             data = _appended(_content(root, place, path), text, path)
             result = _written("Added to", place, text, len(data))
+            call.charge_bytes(len(data) - (place.status.st_size if place.status else 0))
             intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.append")
             replace(place, data)
@@ -102,6 +108,7 @@ def append(
 
 
 @syscall("fs.edit", effect=Effect.WRITE, repeatable=True)
+@in_mount(writes=True)
 def edit(
     call: Call,
     path: Annotated[str, Field(description="File to change")],
@@ -109,7 +116,7 @@ def edit(
     new: Annotated[str, Field(description="Text to put in its place")],
 ) -> EditResult:
     """Replace one piece of text in a file."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         folder = root.existing(path)
         with locked(folder.folder_fd):
             place = root.existing(path)
@@ -126,6 +133,7 @@ def edit(
             readable = readable_name(place.path)
             text = diff_text(readable, before, after, span)
             result = EditResult(path=readable, text=text, size_bytes=len(data))
+            call.charge_bytes(len(data))
             intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.edit")
             replace(place, data)
@@ -133,9 +141,10 @@ def edit(
 
 
 @syscall("fs.remove", effect=Effect.WRITE, repeatable=True)
+@in_mount(writes=True)
 def remove(call: Call, path: Annotated[str, Field(description="File to delete")]) -> ChangeResult:
     """Delete a file or an empty folder."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         if call.receipt is not None and not _is_there(root, path):
             return cast("ChangeResult", call.receipt["result"])
         place = _changeable(root, path)
@@ -153,13 +162,14 @@ def remove(call: Call, path: Annotated[str, Field(description="File to delete")]
 
 
 @syscall("fs.move", effect=Effect.WRITE, repeatable=True)
+@in_mount(writes=True)
 def move(
     call: Call,
     path: Annotated[str, Field(description="File to move or rename")],
     to: Annotated[str, Field(description="New name, or a folder to move it into")],
 ) -> ChangeResult:
     """Move or rename a file. It never replaces another file."""
-    with Root(call.root) as root:
+    with root_of(call) as root:
         if call.receipt is not None and not _is_there(root, path):
             return cast("ChangeResult", _moved_before(call, root))
         source = _changeable(root, path)

@@ -87,7 +87,7 @@ Result = TypeVar("Result")
 
 def with_index(cache_folder: Path, root: Path, work: Callable[[Index], Result]) -> Result:
     """Run `work` on the index of a root's files: the one on disk, or else one in memory."""
-    name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
+    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:32]
     path = cache_folder / "search" / f"{name}.v{VERSION}{_readers()}.db"
     for _ in range(2):
         try:

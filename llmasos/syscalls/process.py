@@ -6,9 +6,21 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
-from llmasos.kernel.abi import Effect, Pid, ProcessInfo, Signal, SyscallInfo
+from llmasos.kernel.abi import (
+    Effect,
+    Grant,
+    LimitInfo,
+    Limits,
+    Pid,
+    ProcessInfo,
+    Signal,
+    SyscallInfo,
+)
+from llmasos.kernel.capabilities import may_call
 from llmasos.kernel.errors import InvalidArguments, NoSuchProcess, PermissionDenied, ProcessError
+from llmasos.kernel.process import Process
 from llmasos.kernel.syscall import Call, syscall
 
 MAX_OUTPUT_CHARS = 20_000
@@ -25,24 +37,29 @@ async def spawn(
     ]
     | None = None,
     nice: Annotated[int, Field(ge=-20, le=19)] = 0,
+    grant: Annotated[
+        list[Grant] | None,
+        SkipJsonSchema(),
+        Field(description="Capabilities it holds; default: all of this one's."),
+    ] = None,
+    limits: Annotated[
+        Limits | None,
+        SkipJsonSchema(),
+        Field(description="What it may use; it shares what this process may use."),
+    ] = None,
 ) -> int:
     """Start an app as a child process and return its pid."""
     runtime = call.runtime
     mine = runtime.kernel.live(call.pid)
-    capabilities = call.capabilities
-    if syscalls is not None:
-        allowed = [name for name in runtime.syscalls if capabilities.allows(name)]
-        wanted = replace(capabilities, syscalls=tuple(syscalls))
-        granted = tuple(name for name in allowed if wanted.allows(name))
-        capabilities = replace(capabilities, syscalls=granted)
+    grants = _grants(mine, syscalls, grant, runtime.now())
     try:
         return await runtime.spawn(
             app,
             params or {},
             ppid=call.pid,
             title=title,
-            capabilities=capabilities,
-            limits=mine.limits,
+            grants=grants,
+            limits=limits,
             nice=max(nice, mine.nice),
             call=call.id,
         )
@@ -86,6 +103,20 @@ async def kill(call: Call, pid: int, signal: str = "TERM") -> None:
         raise InvalidArguments(str(error)) from error
 
 
+@syscall("proc.signals", effect=Effect.READ, deadline_s=None, tool=False)
+async def signals(call: Call, wait: bool = False) -> list[str]:
+    """The signals that came since the last time, oldest first: USR1, ALRM, XTOK (a budget is nearly spent).
+    With `wait` it returns when there is one."""
+    found = await call.runtime.next_signals(call.pid, wait=wait)
+    return [signal.name for signal in found]
+
+
+@syscall("proc.limits", effect=Effect.READ, tool=False)
+async def limits_(call: Call) -> list[LimitInfo]:
+    """Every limit that this process is under, and what is used of it."""
+    return call.runtime.limits(call.pid)
+
+
 @syscall("proc.self", effect=Effect.READ, tool=False)
 async def self_(call: Call) -> ProcessInfo:
     """This process's own row of the process table."""
@@ -101,11 +132,28 @@ async def list_(call: Call) -> list[ProcessInfo]:
 @syscall("proc.tools", effect=Effect.READ, tool=False)
 async def tools(call: Call) -> list[SyscallInfo]:
     """The syscalls that this process may offer its model as tools."""
+    process, now = call.runtime.kernel.live(call.pid), call.runtime.now()
     return [
         entry.info
         for name, entry in call.runtime.syscalls.items()
-        if entry.info.tool and call.capabilities.allows(name)
+        if entry.info.tool and may_call(process, name, now)
     ]
+
+
+def _grants(
+    parent: Process, syscalls: list[str] | None, grants: list[Grant] | None, now: float
+) -> list[Grant] | None:
+    """What a child is to hold; `syscalls` are patterns that every capability of it is narrowed to."""
+    if syscalls is None:
+        return grants
+    if grants is None:
+        grants = [Grant(each.handle) for each in parent.handles.values() if each.is_live(now)]
+    if any(grant.narrowed.syscalls is not None for grant in grants):
+        raise InvalidArguments(
+            "proc.spawn: give the patterns in syscalls or in grant, not in both."
+        )
+    patterns = tuple(syscalls)
+    return [replace(each, narrowed=replace(each.narrowed, syscalls=patterns)) for each in grants]
 
 
 def _own_descendant(call: Call, pid: int) -> Pid:
@@ -114,4 +162,4 @@ def _own_descendant(call: Call, pid: int) -> Pid:
     return Pid(pid)
 
 
-SYSCALLS = (spawn, fork, wait, kill, self_, list_, tools)
+SYSCALLS = (spawn, fork, wait, kill, signals, limits_, self_, list_, tools)

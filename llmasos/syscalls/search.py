@@ -7,6 +7,7 @@ embedding model, fused with how alike passage and question are in meaning (`_ind
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, TypedDict
 
 from pydantic import Field
@@ -17,7 +18,8 @@ from llmasos.kernel.syscall import Call, syscall
 from llmasos.syscalls._embedding import embedder_of, fused
 from llmasos.syscalls._index_refresh import Freshness
 from llmasos.syscalls._index_vectors import Meaning
-from llmasos.syscalls._paths import Root, refuse_unless_file, shown
+from llmasos.syscalls._mounts import in_mount
+from llmasos.syscalls._paths import Root, refuse_unless_file, root_of, shown
 from llmasos.syscalls._terms import folded, match_any, match_beginnings, query_terms
 from llmasos.syscalls.index import Hit, Index, Scope, with_index
 
@@ -50,6 +52,7 @@ class SearchResult(TypedDict):
 
 
 @syscall("search", effect=Effect.READ)
+@in_mount(writes=False)
 def search(
     call: Call,
     query: Annotated[str, Field(description="Question or words", max_length=MAX_QUERY_CHARS)],
@@ -61,7 +64,7 @@ def search(
     if not terms:
         raise InvalidArguments("The query has no word in it; give the words to look for.")
     meaning = Meaning(query, embedder_of(call.runtime.cache_folder))
-    with Root(call.root) as root:
+    with root_of(call) as root:
         scope = _scope(root, path or ".")
 
         def work(index: Index) -> tuple[Freshness, list[Hit]]:
@@ -74,7 +77,7 @@ def search(
                 ranked or index.by_words(match_beginnings(terms), scope), limit
             )
 
-        fresh, hits = with_index(call.runtime.cache_folder, call.root, work)
+        fresh, hits = with_index(call.runtime.cache_folder, Path(call.real_root), work)
     found = [_search_hit(hit, terms) for hit in hits]
     return SearchResult(
         text=_text(found, query, fresh),

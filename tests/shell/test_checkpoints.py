@@ -220,7 +220,7 @@ async def test_a_restored_process_holds_no_more_than_one_that_is_started_here(pl
     await checkpointed(place)
     whole = unpack(place.file.read_bytes())
     wanted = {**whole.spawn["capabilities"], "syscalls": ["*"], "hosts": ["a.example", "b.example"]}
-    place.file.write_bytes(pack(altered(whole, capabilities=wanted)))
+    place.file.write_bytes(pack(altered(whole, capabilities=wanted, handles=[[0, [], wanted]])))
     async with place.there.booted():
         runtime = place.there.runtime
         runtime.capabilities = Capabilities(("io.*", "ctx.*"), hosts=("b.example", "c.example"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,23 @@ def test_the_capital_of_france_is_paris(home):
     done = llmasos_run(home, "ask", "--json", "What is the capital of France?")
     assert done.returncode == 0, done.stderr
     assert "Paris" in json.loads(done.stdout)["answer"]
+
+
+def test_a_bit_flipped_in_the_weights_is_never_believed(tmp_path, real_home):
+    folder = tmp_path / "models" / "smollm2"
+    shutil.copytree(real_home / "models" / "smollm2", folder)
+    with open(folder / "model.safetensors", "r+b") as file:
+        place = (folder / "model.safetensors").stat().st_size // 2
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    done = llmasos_run(tmp_path, "ask", "What is the capital of France?")
+    assert done.returncode == 1
+    assert not done.stdout
+    assert done.stderr.count("\n") == 1
+    assert "smollm2 is damaged" in done.stderr
+    assert "llmasos model pull smollm2" in done.stderr
 
 
 def test_the_tour_succeeds(home):

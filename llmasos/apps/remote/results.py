@@ -7,14 +7,25 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from llmasos.kernel.abi import Chunk, ContextInfo, Generation, ProcessInfo, Score, SyscallInfo
+from llmasos.kernel.abi import (
+    CapabilityInfo,
+    Chunk,
+    ContextInfo,
+    Generation,
+    LimitInfo,
+    ProcessInfo,
+    Score,
+    SyscallInfo,
+)
 
 RESULTS: dict[str, Any] = {
+    "cap.list": list[CapabilityInfo],
     "ctx.info": ContextInfo,
     "ctx.list": list[ContextInfo],
     "llm.generate": Generation,
     "llm.prefill": ContextInfo,
     "llm.score": list[Score],
+    "proc.limits": list[LimitInfo],
     "proc.list": list[ProcessInfo],
     "proc.self": ProcessInfo,
     "proc.tools": list[SyscallInfo],

@@ -8,13 +8,15 @@ where the original stood, and draws the same numbers where it goes the same way.
 - A child that was started by a call that is over stays the original's child; the branch knows its pid and
   may wait for it, and may not signal it. A call that was starting one is made again and starts the
   branch's own.
+- What it holds was derived from what the original held, so whoever may revoke that may revoke it too; what
+  was revoked since stays so. A process of a foreign home has no line here, and holds what `granted` leaves.
 - Its parent is the kernel, whoever the original's was. Lines that were sent to the original later are
   not sent to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,10 @@ _OVER = frozenset({"done", "fail", "cancel"})
 _NOT_PAST = frozenset({Signal.STOP, Signal.CONT, *ENDING_SIGNALS})
 
 
+Granted = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Of what a capability of elsewhere allowed, what it may allow here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Past:
     """The first events of a process, of which another is to be made."""
@@ -36,6 +42,8 @@ class Past:
     """The original's, in the home where it ran."""
     num_events: int
     events: tuple[Event, ...]
+    revoked: frozenset[str] = frozenset()
+    """Capabilities that were revoked at any time, also after these events."""
 
     @property
     def spawn(self) -> Mapping[str, Any]:
@@ -43,11 +51,36 @@ class Past:
         values: Mapping[str, Any] = self.events[0][1]
         return values
 
-    def beginning(self, spawn: Mapping[str, Any], now: float, *, is_foreign: bool) -> list[Event]:
+    def beginning(
+        self,
+        spawn: Mapping[str, Any],
+        now: float,
+        *,
+        is_foreign: bool,
+        granted: Granted | None = None,
+    ) -> list[Event]:
         """The events of the new process, which has these `spawn` values instead of the original's.
-        Pids of a foreign home mean other processes here, so its children are not known."""
-        past = map(_without_call, self.events[1:]) if is_foreign else self.events[1:]
-        return [("spawn", dict(spawn)), *past, ("boot", now)]
+        Pids of a foreign home mean other processes here, so its children are not known. What comes from
+        elsewhere holds what `granted` makes of what it held."""
+        handles = self.spawn.get("handles", [[0, [], self.spawn["capabilities"]]])
+        held = [self._held(each, granted) for each in handles]
+        past = [self._inherited(event, granted) for event in self.events[1:]]
+        if is_foreign:
+            past = [_without_call(event) for event in past]
+        return [("spawn", {**spawn, "handles": held}), *past, ("boot", now)]
+
+    def _inherited(self, event: Event, granted: Granted | None) -> Event:
+        if event[0] != "cap":
+            return event
+        return ("cap", *self._held(event[1:4], granted), event[4])
+
+    def _held(self, values: Sequence[Any], granted: Granted | None) -> list[Any]:
+        """A capability of the original as the new process holds it."""
+        handle, line, allows = values
+        line = [*line, f"{self.pid}:{handle}"]
+        if not self.revoked.isdisjoint(line):
+            allows = {**allows, "syscalls": []}
+        return [handle, line, allows] if granted is None else [handle, [], granted(allows)]
 
 
 def _without_call(event: Event) -> Event:
@@ -68,7 +101,8 @@ def past_of(pid: Pid, events: Sequence[Event], until: int | None = None) -> Past
     end = _whole(events, len(events) if until is None else until)
     prefix = events[:end]
     over = {event[1] for event in prefix if event[0] in _OVER}
-    return Past(pid, end, tuple(event for event in prefix if _is_past(event, over)))
+    revoked = frozenset(each for event in events if event[0] == "revoked" for each in event[1])
+    return Past(pid, end, tuple(e for e in prefix if _is_past(e, over)), revoked)
 
 
 def _is_past(event: Event, over: set[CallId]) -> bool:
@@ -76,7 +110,7 @@ def _is_past(event: Event, over: set[CallId]) -> bool:
         return event[1] not in _NOT_PAST
     if event[0] == "child":
         return event[2] is None or event[2] in over
-    return bool(event[0] != "exit")
+    return event[0] not in ("exit", "revoked")
 
 
 def _whole(events: Sequence[Event], end: int) -> int:

@@ -15,6 +15,7 @@ from llmasos.kernel.journal.schema import (
     live_crc,
     lost_row,
     meta_of,
+    put_account,
     put_meta,
     row_of,
     values_of,
@@ -102,6 +103,8 @@ class Change:
             self._write_end(connection, ending)
         for pid in batch.reaped:
             put_row(connection, replace(row_in(connection, pid), reaped=True))
+        for name, text in batch.accounts:
+            put_account(connection, name, text)
         self.write_pids(connection)
         if batch.ended:
             put_meta(connection, "num_finished", self._num_finished)

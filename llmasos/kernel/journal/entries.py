@@ -78,6 +78,8 @@ class Batch:
     entries: tuple[Entry, ...] = ()
     ended: tuple[Ending, ...] = ()
     reaped: tuple[Pid, ...] = ()
+    accounts: tuple[tuple[str, str | None], ...] = ()
+    """By name, what is kept of a budget that is no live process's own; None where it is over."""
 
 
 @dataclass(frozen=True, slots=True)

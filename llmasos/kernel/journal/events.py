@@ -8,6 +8,11 @@ Of a process's life
     nice   number                             its niceness was changed
     front  flag                               it was brought to the foreground or taken from it
     note   text                               its app wrote this past the kernel
+    cap    handle, line, allows, call         it was given a capability, derived from that line of others
+    limits {...}                              its limits were changed
+    wrote  call, bytes                        a call wrote so many bytes to files
+    used   model_s, page_s                    what it had used of these
+    revoked  capabilities                     these were revoked: its own, as pid:handle
     exit   code, message, signal              it ended
 
 Of its contexts, in the order in which they changed

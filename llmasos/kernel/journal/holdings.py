@@ -5,7 +5,7 @@ No kernel, no event loop. What was sampled counts like what was appended: tokens
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,13 +13,16 @@ from typing import Any
 from llmasos.kernel.abi import ContextId, Message, Pid, Signal, WindowPolicy
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.output import log_line, progress_text
-from llmasos.kernel.strands import CallId
+from llmasos.kernel.strands import UNNAMED, CallId
 
 OUTPUT_CALL = "io.write"
 INPUT_CALL = "io.read_line"
 LOG_CALL = "io.log"
 PROGRESS_CALL = "io.progress"
 GENERATE_CALL = "llm.generate"
+SIGNALS_CALL = "proc.signals"
+TOLD_SIGNALS = frozenset({Signal.USR1, Signal.ALRM, Signal.XTOK})
+"""Those that an app is told of, when it asks."""
 ENDING_SIGNALS = frozenset({Signal.TERM, Signal.KILL})
 
 
@@ -71,6 +74,17 @@ class Holdings:
     tokens_in: int = 0
     tokens_out: int = 0
     num_syscalls: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    """Syscalls asked for, by name."""
+    bytes_by_call: dict[CallId, int] = field(default_factory=dict)
+    model_s: float = 0.0
+    page_s: float = 0.0
+    limits: Mapping[str, Any] | None = None
+    """What they were changed to."""
+    signals: list[Signal] = field(default_factory=list)
+    """Those that its app has not been told of."""
+    was_short: bool = False
+    """Whether XTOK was signalled."""
     output: list[str] = field(default_factory=list)
     input: deque[str | None] = field(default_factory=deque)
     nice: int | None = None
@@ -79,6 +93,11 @@ class Holdings:
     ending_signal: Signal | None = None
     log: list[str] = field(default_factory=list)
     progress: str = ""
+    handles: dict[int, tuple[list[str], Mapping[str, Any]]] = field(default_factory=dict)
+    """Its capabilities: the line that each comes from, and what it allows."""
+    handles_by_call: dict[CallId, int] = field(default_factory=dict)
+    revoked: set[str] = field(default_factory=set)
+    """Ids of capabilities."""
     _calls: dict[CallId, Action] = field(default_factory=dict)
 
     def apply(self, event: Event, action: Action | None = None) -> None:
@@ -160,8 +179,9 @@ class Holdings:
 
     # --- syscalls
 
-    def _begin(self, *_: Any) -> None:
+    def _begin(self, _call: CallId, name: str, *_: Any) -> None:
         self.num_syscalls += 1
+        self.calls[name] += 1
 
     def _tok(self, call: CallId, token: int | None, *_: Any) -> None:
         if token is not None:
@@ -175,6 +195,8 @@ class Holdings:
             self.output.append(action.args["text"])
         elif action.name == INPUT_CALL and result is not None and self.input:
             self.input.popleft()
+        elif action.name == SIGNALS_CALL:
+            del self.signals[: len(result)]
         elif action.name == GENERATE_CALL:
             self._settle(action, result)
         elif action.name == LOG_CALL:
@@ -188,6 +210,23 @@ class Holdings:
         if context is not None:
             context.tokens[result["tokens_prompt"] :] = result["token_ids"]
 
+    # --- its capabilities
+
+    def _spawn(self, values: Mapping[str, Any]) -> None:
+        plain = [[0, [], values.get("capabilities", {})]]  # journals of before there were handles
+        for handle, line, allows in values.get("handles", plain):
+            self._cap(handle, line, allows, UNNAMED)
+
+    def _cap(
+        self, handle: int, line: Sequence[str], allows: Mapping[str, Any], call: CallId
+    ) -> None:
+        self.handles[handle] = (list(line), allows)
+        if call:
+            self.handles_by_call[call] = handle
+
+    def _revoked(self, capability_ids: Sequence[str]) -> None:
+        self.revoked.update(capability_ids)
+
     # --- the rest of its life
 
     def _in(self, text: str | None) -> None:
@@ -199,6 +238,18 @@ class Holdings:
             self.is_stopped = signal is Signal.STOP
         elif signal in ENDING_SIGNALS:
             self.ending_signal = signal
+        elif signal in TOLD_SIGNALS:
+            self.signals.append(signal)
+            self.was_short = self.was_short or signal is Signal.XTOK
+
+    def _limits(self, limits: Mapping[str, Any]) -> None:
+        self.limits = limits
+
+    def _wrote(self, call: CallId, num_bytes: int) -> None:
+        self.bytes_by_call[call] = num_bytes
+
+    def _used(self, model_s: float, page_s: float) -> None:
+        self.model_s, self.page_s = model_s, page_s
 
     def _child(self, pid: int, call: CallId | None, num_children: int) -> None:
         self.num_children = num_children

@@ -9,10 +9,12 @@ so processes stand still and nothing is lost.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import anyio
 
@@ -49,10 +51,11 @@ class _Collected:
     events: dict[Pid, list[bytes]] = field(default_factory=dict)
     ended: list[Ending] = field(default_factory=list)
     reaped: list[Pid] = field(default_factory=list)
+    accounts: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
-        return not (self.spawned or self.events or self.ended or self.reaped)
+        return not (self.spawned or self.events or self.ended or self.reaped or self.accounts)
 
 
 class Journal:
@@ -114,6 +117,16 @@ class Journal:
         self._collect()
         self._collected.reaped.append(pid)
         self._schedule(urgent=False)
+
+    def keep_account(self, name: str, row: Mapping[str, Any] | None) -> None:
+        """Keep what a budget that is no live process's own has used; None forgets it."""
+        self._collect()
+        self._collected.accounts[name] = None if row is None else json.dumps(row)
+        self._schedule(urgent=False)
+
+    def accounts(self) -> dict[str, Any]:
+        """What is kept of them. Blocks."""
+        return {name: json.loads(text) for name, text in self.store.accounts().items()}
 
     def ticket(self, *, urgent: bool = True) -> Ticket:
         """Done once everything recorded until now is where the level wants it: at once if it is urgent."""
@@ -218,6 +231,7 @@ class Journal:
             entries=tuple(entries),
             ended=tuple(collected.ended),
             reaped=tuple(collected.reaped),
+            accounts=tuple(collected.accounts.items()),
         )
 
     def _submit(self, collected: _Collected, batch: Batch) -> None:

@@ -21,10 +21,12 @@ from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.schema import (
     COLUMNS,
     MAX_PARTS,
+    accounts_of,
     archive_crc,
     entry_crc,
     live_crc,
     lost_row,
+    meta_of,
     place_of,
     row_of,
 )
@@ -80,6 +82,11 @@ class Reader:
         with self._snapshot() as connection:
             rows = [row_of(values) for values in connection.execute(_ZOMBIES)]
         return [row for row in rows if not row.reaped]
+
+    def accounts(self) -> dict[str, str]:
+        """What is kept of accounts, by their names. Raises `JournalFailed`."""
+        with self._snapshot() as connection:
+            return accounts_of(meta_of(connection))
 
     def row(self, pid: Pid) -> ProcessRow | None:
         """One process, if it is known. Raises `JournalDamaged`, `JournalFailed`."""

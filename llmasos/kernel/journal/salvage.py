@@ -27,6 +27,7 @@ from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.schema import (
     MAX_PARTS,
     MIGRATIONS,
+    accounts_of,
     archive_crc,
     entry_crc,
     live_crc,
@@ -34,6 +35,7 @@ from llmasos.kernel.journal.schema import (
     migrate,
     place_of,
     process_crc,
+    put_account,
     put_meta,
     row_of,
 )
@@ -204,6 +206,8 @@ class _Rebuild:
         put_meta(self._connection, "num_finished", num_finished)
         if "home_id" in self._meta:
             put_meta(self._connection, "home_id", self._meta["home_id"])
+        for name, text in accounts_of(self._meta).items():
+            put_account(self._connection, name, text)
 
 
 def _is_entry(values: Sequence[Any]) -> bool:

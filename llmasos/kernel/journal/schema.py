@@ -1,6 +1,6 @@
 """The tables of `journal.db`, their versions, and the checksum that every row carries.
 
-    meta        home_id, next_pid, num_finished, version, a checksum of the tables' definitions
+    meta        home_id, next_pid, num_finished, version, a checksum of the tables' definitions; accounts
     processes   one row a process; `num_events` is 0 until it has ended
     live        how many events each unfinished process has: a few pages, written with every batch
     entries     events as they were written, of unfinished and of lately finished processes
@@ -17,7 +17,7 @@ import secrets
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ PART_BITS: Final = 20
 MAX_PARTS: Final = 1 << PART_BITS
 META_KEYS: Final = ("home_id", "next_pid", "num_finished", "tables", "version")
 """`meta` and these keys are in every version of the file, later ones included."""
+ACCOUNT: Final = "account "
+"""How the keys of accounts begin: budgets of groups, and of processes whose relatives have ended."""
 _canonical: Final = json.JSONEncoder(separators=(",", ":"), default=repr).encode
 _ENTRY: Final = struct.Struct("<cqqq")
 
@@ -113,6 +115,19 @@ def refuse_other(connection: sqlite3.Connection, migrations: Sequence[Migration]
 def put_meta(connection: sqlite3.Connection, key: str, value: str | int) -> None:
     """Set one of the journal's own values."""
     connection.execute("REPLACE INTO meta VALUES (?, ?, ?)", (key, value, meta_crc(key, value)))
+
+
+def put_account(connection: sqlite3.Connection, name: str, text: str | None) -> None:
+    """Set, or forget, what is kept of an account."""
+    if text is None:
+        connection.execute("DELETE FROM meta WHERE key = ?", (ACCOUNT + name,))
+    else:
+        put_meta(connection, ACCOUNT + name, text)
+
+
+def accounts_of(meta: Mapping[str, Any]) -> dict[str, str]:
+    """What is kept of accounts, by their names."""
+    return {key.removeprefix(ACCOUNT): meta[key] for key in meta if key.startswith(ACCOUNT)}
 
 
 def meta_of(connection: sqlite3.Connection) -> dict[str, Any]:

@@ -157,6 +157,10 @@ class JournalStore:
         """Processes that ended and were not waited for, by pid. Raises `JournalFailed`."""
         return self._reading.zombies()
 
+    def accounts(self) -> dict[str, str]:
+        """What is kept of accounts, by their names. Raises `JournalFailed`."""
+        return self._reading.accounts()
+
     def row(self, pid: Pid) -> ProcessRow | None:
         """One process, if it is known. Raises `JournalDamaged`, `JournalFailed`."""
         return self._reading.row(pid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 
 from llmasos.kernel.abi import AppGrant, AppInfo, Limits
@@ -95,7 +95,7 @@ def _wishes(package: Package, info: AppInfo, wanted: AppGrant, *, is_update: boo
 
 def limits_text(limits: Limits) -> str:
     """Limits in words, those that there are."""
-    from dataclasses import fields
-
-    told = {each.name: getattr(limits, each.name) for each in fields(limits)}
-    return ", ".join(f"{name} {value:g}" for name, value in told.items() if value is not None)
+    told = [(each.name, getattr(limits, each.name)) for each in fields(limits)]
+    plain = [f"{name} {value:g}" for name, value in told if isinstance(value, (int, float))]
+    calls = [f"{call.most} calls of {call.pattern}" for call in limits.calls]
+    return ", ".join([*plain, *calls])

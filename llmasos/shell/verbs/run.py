@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 from argparse import Namespace
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmasos.kernel.abi import AppInfo, Capabilities, Limits, Pid
+from llmasos.kernel.abi import AppInfo, Pid
 from llmasos.kernel.errors import NoKernel, NoSuchApp, UsageError
 from llmasos.shell.arguments import (
     Parser,
@@ -22,6 +23,12 @@ from llmasos.shell.arguments import (
 )
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Attention, exit_code
+from llmasos.shell.grants import (
+    add_grant_flags,
+    add_limit_flags,
+    capabilities_of,
+    limits_of,
+)
 from llmasos.shell.params import parse_params
 from llmasos.shell.session import KernelSession, SpawnRequest
 from llmasos.shell.verbs.verb import Verb, kernel_flags
@@ -38,6 +45,8 @@ def add_process_flags(parser: Parser) -> None:
     parser.add_argument(
         "--root", metavar="FOLDER", help="the files it may see (default: the current folder)"
     )
+    add_grant_flags(parser)
+    add_limit_flags(parser)
     parser.set_defaults(background=False)
 
 
@@ -54,8 +63,10 @@ def request_for(
         app.name,
         {**params, **chosen},
         title=args.title,
-        capabilities=Capabilities(root=folder(environment, args.root)),
-        limits=Limits(wall_s=args.timeout),
+        capabilities=capabilities_of(
+            folder(environment, args.root), functools.partial(folder, environment), args
+        ),
+        limits=limits_of(args, wall_s=args.timeout),
         nice=args.nice,
         seed=args.seed,
     )

@@ -9,6 +9,7 @@ from llmasos.shell.arguments import did_you_mean
 from llmasos.shell.verbs import (
     apps,
     ask,
+    authority,
     checkpoints,
     journal,
     machine,
@@ -20,7 +21,19 @@ from llmasos.shell.verbs import (
 )
 from llmasos.shell.verbs.verb import Verb
 
-_MODULES = (ask, run, processes, journal, checkpoints, machine, scripts, models, apps, serve)
+_MODULES = (
+    ask,
+    run,
+    processes,
+    authority,
+    journal,
+    checkpoints,
+    machine,
+    scripts,
+    models,
+    apps,
+    serve,
+)
 
 Verbs = Mapping[str, Verb]
 

@@ -54,7 +54,8 @@ async def ran(machine: Machine, case: str):
         status = await runtime.wait(pid)
         told = (status, runtime.output_text(pid))
     begins = [event for event in machine.events(pid) if event[0] == "begin"]
-    return (*told, [event[2:4] for event in sorted(begins) if event[2] != "io.write"])
+    begins.sort(key=lambda event: [int(part) for part in event[1].split("/")])
+    return (*told, [event[2:4] for event in begins if event[2] != "io.write"])
 
 
 @pytest.mark.parametrize("case", CASES)
