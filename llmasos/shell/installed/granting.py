@@ -10,6 +10,7 @@ from llmasos.kernel.abi import AppGrant, AppInfo, Limits
 from llmasos.kernel.errors import ConfigError
 from llmasos.kernel.grants import EVERY_APP_MAY
 from llmasos.shell.installed.store import Package, PackagedApp
+from llmasos.shell.plain import one_line
 
 Ask = Callable[[str], Awaitable[bool]]
 """Shows a question that can be answered with yes or no; raises `ConfigError` where nobody can answer."""
@@ -85,9 +86,9 @@ def _is_wanted(pattern: str, wanted: AppGrant) -> bool:
 
 def _wishes(package: Package, info: AppInfo, wanted: AppGrant, *, is_update: bool) -> str:
     more = " more than it has" if is_update else ""
-    lines = [f"{info.name} {package.version} ({info.summary}) wants{more}:"]
-    lines += [f"  to call {each}" for each in wanted.syscalls]
-    lines += [f"  to reach {each} on the web" for each in wanted.hosts]
+    lines = [f"{info.name} {package.version} ({one_line(info.summary)}) wants{more}:"]
+    lines += [f"  to call {one_line(each)}" for each in wanted.syscalls]
+    lines += [f"  to reach {one_line(each)} on the web" for each in wanted.hosts]
     if info.limits != Limits():
         lines.append(f"  at most: {limits_text(info.limits)}")
     return "".join(f"{line}\n" for line in lines)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, requires
 from pathlib import Path
 
@@ -28,7 +29,7 @@ NEEDED = ("anyio", "pydantic")
 def sdk_folder(apps_folder: Path) -> Path:
     """The folder that environments name; made, or made anew where our own installation has changed."""
     whole = apps_folder / FOLDER
-    links = dict(_links())
+    links = _links()
     metadata = _metadata()
     said = "\n".join([python_version(), metadata, *(f"{k} {v}" for k, v in sorted(links.items()))])
     digest = hashlib.sha256(said.encode()).hexdigest()[:16]
@@ -63,6 +64,7 @@ def _make(whole: Path, digest: str, links: dict[str, str], metadata: str) -> Non
     os.replace(link, whole / CURRENT)
 
 
+@cache
 def _metadata() -> str:
     try:
         wanted = [Requirement(text) for text in requires("llmasos") or ()]
@@ -73,8 +75,13 @@ def _metadata() -> str:
     return "\n".join([*head, *lines, "", ""])
 
 
-def _links() -> Iterator[tuple[str, str]]:
+@cache
+def _links() -> dict[str, str]:
     """Names in the folder, and where each leads."""
+    return dict(_found_links())
+
+
+def _found_links() -> Iterator[tuple[str, str]]:
     yield "llmasos", str(Path(llmasos.__file__).resolve().parent)
     for each in _closure(list(NEEDED)):
         for path in each.files or ():

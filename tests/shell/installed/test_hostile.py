@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import anyio
+import anyio.to_thread
 import psutil
 import pytest
 
@@ -14,7 +17,7 @@ from llmasos.shell.installed.launch import MAX_PROCESSES, Executable, Launcher
 from llmasos.shell.installed.program import OutsideProgram
 from tests.kernel.journal.reboots import Machine
 from tests.shell.installed import apps, hostile
-from tests.shell.installed.machines import UNCONFINED, outside
+from tests.shell.installed.machines import REPOSITORY, UNCONFINED, outside
 
 pytestmark = pytest.mark.anyio
 
@@ -235,3 +238,42 @@ def processes_of(word: str) -> list[str]:
         if process.status() != psutil.STATUS_ZOMBIE
         and any(word in arg for arg in process.cmdline())
     ]
+
+
+KERNEL = """
+import sys
+
+import anyio
+
+from tests.shell.installed.test_hostile import CONFINED, UNCONFINED, has_printed, machine
+
+
+async def main() -> None:
+    async with machine(UNCONFINED if sys.argv[1] == "unconfined" else CONFINED).booted() as runtime:
+        pid = await runtime.spawn("ignores")
+        await has_printed(runtime, pid)
+        print("ready", flush=True)
+        await anyio.sleep_forever()
+
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends children with their parent")
+@pytest.mark.parametrize("how", ["unconfined", pytest.param("confined", marks=needs_bubblewrap)])
+async def test_an_app_that_hangs_ends_with_a_kernel_that_is_killed(how):
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", KERNEL, how],
+        env={**os.environ, "PYTHONPATH": REPOSITORY},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert kernel.stdout is not None
+    assert await anyio.to_thread.run_sync(kernel.stdout.readline) == "ready\n"
+    descendants = psutil.Process(kernel.pid).children(recursive=True)
+    assert descendants
+    kernel.kill()
+    kernel.wait()
+    _, alive = await anyio.to_thread.run_sync(lambda: psutil.wait_procs(descendants, timeout=20))
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
