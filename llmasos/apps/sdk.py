@@ -31,12 +31,27 @@ from llmasos.apps.port import Port
 from llmasos.apps.proc import Child, ChildExit, Proc
 from llmasos.apps.session import Session
 from llmasos.apps.stream import GenerationStream
-from llmasos.kernel.abi import Generation, Grammar, Limits, Message, Sampling, Score
+from llmasos.kernel.abi import (
+    ArgumentRule,
+    CapabilityInfo,
+    Generation,
+    Grammar,
+    Grant,
+    LimitInfo,
+    Limits,
+    Message,
+    Narrowing,
+    Sampling,
+    Score,
+    Signal,
+)
 from llmasos.kernel.errors import AppError, SyscallError
 
 __all__ = [
     "App",
     "AppError",
+    "ArgumentRule",
+    "CapabilityInfo",
     "Child",
     "ChildExit",
     "ContextHandle",
@@ -44,16 +59,20 @@ __all__ = [
     "Generation",
     "GenerationStream",
     "Grammar",
+    "Grant",
+    "LimitInfo",
     "Limits",
     "Memories",
     "Memory",
     "Message",
+    "Narrowing",
     "NoParams",
     "Port",
     "Proc",
     "Sampling",
     "Score",
     "Session",
+    "Signal",
     "SyscallError",
     "app",
     "choice_grammar",

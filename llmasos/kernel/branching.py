@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmasos.kernel.abi import ExitStatus, Pid
+from pydantic import TypeAdapter
+
+from llmasos.kernel.abi import Capabilities, ExitStatus, Pid
 from llmasos.kernel.attenuation import meet
 from llmasos.kernel.capabilities import allows_of
 from llmasos.kernel.errors import (
@@ -60,7 +63,8 @@ def branch(
     """
     granted = None
     if beginning.root is not None:
-        granted = functools.partial(_granted, runtime, root=beginning.root)
+        own = str(past.spawn["capabilities"].get("within", ""))
+        granted = functools.partial(_granted, runtime, root=beginning.root, own=own)
     spawn = _spawn_values(runtime, past, beginning, granted)
     now = runtime.now()
     is_foreign = beginning.home not in ("", journal.store.home_id)
@@ -107,10 +111,23 @@ async def outcome_of_shared_child(
     raise PermissionDenied(f"Process {child} is not a child of this process.")
 
 
-def _granted(runtime: Runtime, wanted: Mapping[str, Any], *, root: str) -> dict[str, Any]:
-    """Of what a process from elsewhere wants to hold, what one that is spawned here could."""
+def _granted(runtime: Runtime, wanted: Mapping[str, Any], *, root: str, own: str) -> dict[str, Any]:
+    """Of what a process from elsewhere wants to hold, what one that is spawned here could. The folder that
+    it gets is in the place of its `own`, which was perhaps below a root."""
     ours = replace(runtime.capabilities, root=root)
-    return asdict(meet(ours, allows_of(wanted)))
+    theirs = _believed(wanted)
+    if own and f"{theirs.within}/".startswith(f"{own}/"):
+        theirs = replace(theirs, within=theirs.within[len(own) :].lstrip("/"))
+    return asdict(meet(ours, theirs))
+
+
+def _believed(wanted: Mapping[str, Any]) -> Capabilities:
+    """What a checkpoint says that a process held. Raises `ProcessError` for what makes no sense."""
+    try:
+        allows_of(wanted)  # a right that is not known cannot be ignored
+        return TypeAdapter(Capabilities).validate_json(json.dumps(wanted), strict=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ProcessError("It holds a capability that makes no sense.") from error
 
 
 def _spawn_values(

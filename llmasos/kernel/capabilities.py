@@ -6,8 +6,9 @@ to forge and nothing to replay. One that is passed on is a new one, below the on
 allows the same or less (`attenuation`). To revoke one is to revoke all below it, whoever holds them.
 
 A call is admitted by all of its process's live capabilities that allow it, together: the first of them says
-where its root is, and hosts and mounts are those of all of them. A call that was admitted goes on to its end
-where its capability is revoked meanwhile: half a write would be worse than a whole one.
+where its root is (for a write, the first whose root may be changed), and hosts and mounts are those of all.
+A call that was admitted goes on to its end where its capability is revoked meanwhile: half a write would be
+worse than a whole one.
 
 Each process's journal says what it holds, from which line of capabilities, and which of those were revoked,
 so the tree is there again after a crash though processes in the middle of it are forgotten.
@@ -30,7 +31,7 @@ from llmasos.kernel.abi import (
     Pid,
 )
 from llmasos.kernel.attenuation import broken_rule, narrowed
-from llmasos.kernel.errors import KernelBug, LimitExceeded, PermissionDenied, SyscallError
+from llmasos.kernel.errors import KernelBug, LimitExceeded, PermissionDenied
 from llmasos.kernel.grants import held_to_grant
 
 if TYPE_CHECKING:
@@ -124,12 +125,8 @@ class CapabilityTree:
         if grants is None:
             live = (each for each in parent.handles.values() if each.is_live(now))
             grants = [Grant(each.handle) for each in live]
-        try:
-            for grant in grants:
-                self.derive(held(parent, grant.handle), child, grant.narrowed, now)
-        except SyscallError:
-            self.forget(child)
-            raise
+        for grant in grants:
+            self.derive(held(parent, grant.handle), child, grant.narrowed, now)
 
     def revoke(self, capability: Capability) -> list[Capability]:
         """Take a capability back with all that was derived from it; returns those that this changed."""
@@ -225,9 +222,10 @@ def may_call(process: Process, name: str, now: float) -> bool:
 
 
 def authorised(
-    process: Process, name: str, arguments: Mapping[str, Any], now: float
+    process: Process, name: str, arguments: Mapping[str, Any], now: float, *, writes: bool = False
 ) -> tuple[int, Capabilities]:
-    """The first capability that allows a call, and what it may rely on: see the module.
+    """The first capability that allows a call, and what it may rely on: see the module. For one that
+    `writes` the first whose folder may be changed, where there is one.
 
     Raises `PermissionDenied`.
     """
@@ -241,14 +239,18 @@ def authorised(
     if not allowing:
         raise _refusal(process, name, arguments, now)
     first = allowing[0]
+    if writes:
+        first = next((each for each in allowing if not each.allows.read_only), first)
     allows = first.allows
-    for other in allowing[1:]:
+    for other in allowing:
         allows = _together(allows, other.allows)
     return first.handle, allows
 
 
 def _together(one: Capabilities, other: Capabilities) -> Capabilities:
     """The first one's root, and the hosts and mounts of both."""
+    if other is one:
+        return one
     names = {mount.name for mount in one.mounts}
     mounts = (*one.mounts, *(each for each in other.mounts if each.name not in names))
     hosts = tuple(dict.fromkeys((*one.hosts, *other.hosts)))

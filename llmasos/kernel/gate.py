@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from llmasos.kernel.abi import Effect
 from llmasos.kernel.capabilities import authorised
 from llmasos.kernel.errors import SyscallError
 from llmasos.kernel.limits import Ledger
@@ -71,5 +72,6 @@ class Gate:
     ) -> tuple[int, Call]:
         """The capability that allows the call, by its handle, and the call with its authority."""
         self._ledger.refuse_call(process, entry.name)
-        handle, allows = authorised(process, entry.name, arguments, self._now())
+        writes = entry.info.effect is Effect.WRITE
+        handle, allows = authorised(process, entry.name, arguments, self._now(), writes=writes)
         return handle, call if allows is call.capabilities else replace(call, capabilities=allows)

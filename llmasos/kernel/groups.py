@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmasos.kernel.abi import GroupInfo, GroupLimits, LimitInfo, Pid
+from llmasos.kernel.accounts import Account, check_limits, group_limits_of, used_of
 from llmasos.kernel.core import PageId
 from llmasos.kernel.errors import InvalidArguments, KernelBug, LimitExceeded
-from llmasos.kernel.limits import Account, SaveAccount, check_limits, group_limits_of, used_of
+from llmasos.kernel.limits import SaveAccount
 
 if TYPE_CHECKING:
     from llmasos.kernel.context import Context

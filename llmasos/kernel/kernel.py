@@ -26,6 +26,7 @@ from llmasos.kernel.abi import (
     ProcessInfo,
     WindowPolicy,
 )
+from llmasos.kernel.accounts import Prices, Used
 from llmasos.kernel.attenuation import meet
 from llmasos.kernel.capabilities import NOTHING, CapabilityTree, held
 from llmasos.kernel.chat import Turn
@@ -46,14 +47,13 @@ from llmasos.kernel.errors import (
     CoreFailed,
     InvalidArguments,
     KernelBug,
-    LimitExceeded,
     NoSuchProcess,
     OutOfMemory,
     SyscallError,
 )
 from llmasos.kernel.groups import Group, GroupTree
 from llmasos.kernel.jobs import Job, ScoreJob
-from llmasos.kernel.limits import Ledger, Prices, Used
+from llmasos.kernel.limits import Ledger
 from llmasos.kernel.pager import PageLoad, Pager
 from llmasos.kernel.pages import PagePool
 from llmasos.kernel.policies import FairShare, Policy
@@ -209,10 +209,10 @@ class Kernel:
             group=where,
             is_interactive=is_interactive,
         )
-        self._endow(process, capabilities, grants)
         try:
+            self._endow(process, capabilities, grants)
             self.groups.admit(process)
-        except LimitExceeded:
+        except SyscallError:
             self.capabilities.forget(process)
             self.ledger.close(process)
             raise

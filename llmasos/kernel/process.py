@@ -16,10 +16,10 @@ from llmasos.kernel.abi import (
     ProcessInfo,
     ProcessState,
 )
+from llmasos.kernel.accounts import Account
 from llmasos.kernel.capabilities import NOTHING, Capability
 from llmasos.kernel.context import Context
 from llmasos.kernel.groups import Group, Turn
-from llmasos.kernel.limits import Account
 from llmasos.kernel.program import Program
 from llmasos.kernel.sampling import derive_seed
 from llmasos.kernel.strands import CallId

@@ -20,6 +20,7 @@ from llmasos.kernel.abi import (
     ContextId,
     Pid,
 )
+from llmasos.kernel.accounts import Account, limits_of
 from llmasos.kernel.capabilities import allows_of, held_values
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import CoreInfo
@@ -29,7 +30,6 @@ from llmasos.kernel.journal.events import SCHEMA, decode_events
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import HeldContext, Holdings
 from llmasos.kernel.journal.journal import Journal
-from llmasos.kernel.limits import Account, limits_of
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.process import KERNEL_PID, Process, Usage
 from llmasos.kernel.program import Port, Program
@@ -336,6 +336,7 @@ def _task(runtime: Runtime, history: History) -> Task:
         task.log.write(text)
     task.children.update(history.holdings.children)
     task.signals.extend(history.holdings.signals)
+    task.was_short = history.holdings.was_short
     return task
 
 

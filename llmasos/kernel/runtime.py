@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,7 +34,6 @@ from llmasos.kernel.abi import (
     GroupInfo,
     GroupLimits,
     KernelStatus,
-    LimitInfo,
     Limits,
     Pid,
     ProcessInfo,
@@ -43,6 +41,7 @@ from llmasos.kernel.abi import (
 )
 from llmasos.kernel.archive import Archive
 from llmasos.kernel.branching import Beginning
+from llmasos.kernel.budgets import Budgets
 from llmasos.kernel.chat import Turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.core import Core, Run
@@ -62,7 +61,6 @@ from llmasos.kernel.journal.feed import Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.kernel import Kernel, KernelOptions
-from llmasos.kernel.limits import WARNED_AT, changed, check_limits, limit_rows
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
@@ -143,7 +141,7 @@ class Runtime:
         """Processes that end now are ended by the kernel's own end."""
         self._is_suspending = False
         self._work = asyncio.Event()
-        self.kernel.ledger.on_short = self._warn
+        self.budgets = Budgets(self.kernel, self._tasks, now=now, signal=self.signal)
         self._group: anyio.abc.TaskGroup | None = None
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="llmasos-engine")
         if journal is not None:
@@ -236,11 +234,9 @@ class Runtime:
             params,
             ppid=ppid,
             title=title,
-            capabilities=self.capabilities
-            if ppid == KERNEL_PID and not capabilities
-            else capabilities,
+            capabilities=capabilities or (self.capabilities if ppid == KERNEL_PID else None),
             grants=grants,
-            limits=self._child_limits(ppid, filled_limits(limits or Limits(), loaded.info)),
+            limits=self.budgets.of_child(ppid, filled_limits(limits or Limits(), loaded.info)),
             nice=nice,
             seed=self._child_seed(ppid) if seed is None else seed,
             group=group,
@@ -274,7 +270,7 @@ class Runtime:
             ppid=pid,
             title=title or parent.title,
             capabilities=None,
-            limits=self._child_limits(pid, Limits()),
+            limits=self.budgets.of_child(pid, Limits()),
             nice=parent.nice,
             seed=parent.child_seed(),
         )
@@ -372,39 +368,9 @@ class Runtime:
         signals, task.signals = task.signals, []
         return signals
 
-    def limits(self, pid: Pid) -> list[LimitInfo]:
-        """Every limit that a process is under. Raises `NoSuchProcess`."""
-        process = self.kernel.process(pid)
-        return limit_rows(process, self.ran_s(process))
-
-    def set_limits(self, pid: Pid, limits: Limits) -> None:
-        """Give a process other limits, more or less; for the operator alone. What it has used stays used.
-
-        Raises `NoSuchProcess`, `InvalidArguments`.
-        """
-        check_limits(limits)
-        process = self.kernel.live(pid)
-        self.kernel.ledger.set_limits(process, limits)
-        self._record(process, ("limits", asdict(limits)))
-        self._time(process, self._tasks[pid])
-        self._work.set()
-
-    def change_limits(self, pid: Pid, limits: Limits, lifted: Sequence[str] = ()) -> None:
-        """The same for those that are given, and those that are to be no more, alone."""
-        self.set_limits(pid, changed(self.kernel.live(pid).limits, limits, lifted))
-
-    def ran_s(self, process: Process) -> float:
-        """Seconds that a process has run for, under this kernel and earlier ones."""
-        task = self._tasks[process.pid]
-        if process.exit is not None or not task.began_at:
-            return (process.ended_at or self.now()) - process.started_at
-        return task.ran_s + anyio.current_time() - task.began_at
-
     def charge_bytes(self, pid: Pid, call: CallId, num_bytes: int) -> None:
         """Count what a process is about to write to files. Raises `LimitExceeded`: then it must not."""
-        process = self.kernel.live(pid)
-        self.kernel.ledger.charge_bytes(process, num_bytes)
-        self._record(process, ("wrote", call, num_bytes))
+        self.budgets.charge_bytes(pid, call, num_bytes)
 
     async def flushed(self) -> None:
         """Wait until the journal has everything that has happened."""
@@ -681,7 +647,7 @@ class Runtime:
         status: ExitStatus | None = None
         try:
             task.began_at = anyio.current_time()
-            self._time(process, task)
+            self.budgets.time(process, task)
             with anyio.CancelScope(shield=True), task.scope, task.limit:
                 port = _Port(process.pid, self)
                 status = await run_program(process.program, port, process.params)
@@ -711,25 +677,6 @@ class Runtime:
         task.done.set()
         self._forget_old_output()
 
-    def _time(self, process: Process, task: Task) -> None:
-        """Have a process end when its time is over, and signalled before."""
-        if task.short_of_time is not None:
-            task.short_of_time.cancel()
-        wall_s = process.limits.wall_s
-        if wall_s is None:
-            task.limit.deadline = math.inf
-            return
-        begin = task.began_at - task.ran_s
-        task.limit.deadline = begin + wall_s
-        loop = asyncio.get_running_loop()
-        task.short_of_time = loop.call_at(begin + WARNED_AT * wall_s, self._warn, process.pid)
-
-    def _warn(self, pid: Pid) -> None:
-        """A process has used most of a budget."""
-        process = self.kernel.processes.get(pid)
-        if process is not None and process.exit is None and pid in self._tasks:
-            self.signal(pid, Signal.XTOK)
-
     def _keep_account(self, name: str, row: Mapping[str, Any] | None) -> None:
         if self._journal is not None and not self._is_suspending:
             self._journal.keep_account(name, row)
@@ -754,14 +701,6 @@ class Runtime:
     def _forget_old_output(self) -> None:
         for pid in [pid for pid in self._tasks if pid not in self.kernel.processes]:
             del self._tasks[pid]
-
-    def _child_limits(self, ppid: Pid, limits: Limits) -> Limits:
-        """A child ends no later than its parent; of all else it shares what its parent may use."""
-        parent = self.kernel.processes.get(ppid)
-        if parent is None or parent.limits.wall_s is None:
-            return limits
-        left_s = max(parent.limits.wall_s - self.ran_s(parent), 0.0)
-        return replace(limits, wall_s=min(left_s, limits.wall_s or left_s))
 
     def _child_seed(self, pid: Pid) -> int:
         if pid != KERNEL_PID:

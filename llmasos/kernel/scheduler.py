@@ -26,12 +26,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from llmasos.kernel.accounts import Account
 from llmasos.kernel.context import Context, PageCopy
 from llmasos.kernel.core import SequenceSlice, StepPlan
 from llmasos.kernel.errors import OutOfMemory, SyscallError
 from llmasos.kernel.groups import Group
 from llmasos.kernel.jobs import Job
-from llmasos.kernel.limits import Account, Ledger
+from llmasos.kernel.limits import Ledger
 from llmasos.kernel.pace import Pace
 from llmasos.kernel.pager import Moves, PageLoad, Pager
 from llmasos.kernel.pages import NodeId, PagePool

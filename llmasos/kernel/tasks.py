@@ -50,6 +50,8 @@ class Task:
     signalled: asyncio.Event = field(default_factory=asyncio.Event)
     began_at: float = 0.0
     """On the event loop's clock."""
+    was_short: bool = False
+    """Whether XTOK was signalled under an earlier kernel."""
     short_of_time: asyncio.TimerHandle | None = None
     """Signals XTOK when most of its time is over."""
     ran_s: float = 0.0

@@ -167,10 +167,10 @@ def _open_journal(settings: Settings) -> JournalStore | None:
 def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
+    from llmasos.kernel.accounts import Prices
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
-    from llmasos.kernel.limits import Prices
     from llmasos.kernel.runtime import Runtime
     from llmasos.shell.installed.apps import Apps
     from llmasos.syscalls import builtin_syscalls

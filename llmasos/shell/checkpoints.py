@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
 
 TRIES = 5
+Place = tuple[Path, str]
+"""A root, and the folder below it that a process is confined to."""
 
 
 async def save(runtime: Runtime, pid: Pid, request: CheckpointRequest) -> int:
@@ -58,7 +60,7 @@ def save_recorded(history: History, home_id: str, request: CheckpointRequest) ->
     """The same where no kernel runs; the pages are left out. Blocks."""
     if request.pages:
         raise CheckpointRefused("Pages are in a running kernel; start it, or leave them out.")
-    files = read_owned(_root(history), owned_paths(history))
+    files = read_owned(*_root(history), owned_paths(history))
     return _write(_checkpoint(history, files, home_id), request)
 
 
@@ -67,7 +69,7 @@ async def _at_one_event(runtime: Runtime, pid: Pid) -> tuple[History, dict[str, 
     for _ in range(TRIES):
         history = await runtime.history(pid)
         paths, root = owned_paths(history), _root(history)
-        files = await anyio.to_thread.run_sync(read_owned, root, paths)
+        files = await anyio.to_thread.run_sync(read_owned, *root, paths)
         since = (await runtime.history(pid)).events[len(history.events) :]
         is_writing = any(
             call.action.name in WRITING_CALLS for call in history.open_calls.values()
@@ -82,8 +84,9 @@ def _has_ended(runtime: Runtime, pid: Pid) -> bool:
     return process is None or process.exit is not None
 
 
-def _root(history: History) -> Path:
-    return Path(history.spawn["capabilities"]["root"])
+def _root(history: History) -> Place:
+    capabilities = history.spawn["capabilities"]
+    return Path(capabilities["root"]), str(capabilities.get("within", ""))
 
 
 def _checkpoint(history: History, files: Mapping[str, bytes], home_id: str) -> Checkpoint:

@@ -61,7 +61,7 @@ def capabilities_of(root: str, folder: Callable[[str], str], args: Namespace) ->
     if len(set(names)) < len(names):
         raise UsageError("Two mounts have the same name; call one of them differently.")
     return Capabilities(
-        syscalls=(*INWARD, *(each.pattern for each in allowed)) if allowed else ("*",),
+        syscalls=_syscalls(allowed),
         root=root,
         hosts=tuple(each.value for each in allowed if each.value and each.argument is None),
         read_only=args.read_only,
@@ -109,6 +109,12 @@ def num_bytes(text: str) -> int:
 
 def _whole(text: str) -> int:
     return 0 if text == "0" else count(text)
+
+
+def _syscalls(allowed: list[Allowed]) -> tuple[str, ...]:
+    if not allowed:
+        return ("*",)
+    return tuple(dict.fromkeys((*INWARD, *(each.pattern for each in allowed))))
 
 
 def _rules(allowed: list[Allowed]) -> tuple[ArgumentRule, ...]:

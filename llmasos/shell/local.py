@@ -161,11 +161,11 @@ class LocalSession:
 
     async def limits(self, pid: Pid) -> list[LimitInfo]:
         """Every limit that it is under."""
-        return self._runtime.limits(pid)
+        return self._runtime.budgets.rows(pid)
 
     async def set_limits(self, pid: Pid, limits: Limits, lifted: list[str]) -> None:
         """Change its own limits."""
-        self._runtime.change_limits(pid, limits, lifted)
+        self._runtime.budgets.change(pid, limits, lifted)
         await self._runtime.flushed()
 
     def output(self, pid: Pid) -> AsyncGenerator[str]:

@@ -177,6 +177,17 @@ class _Teller:
     def tell_front(self, is_interactive: bool) -> None:
         self._say("comes to the foreground" if is_interactive else "is in the background")
 
+    def tell_cap(self, handle: int, line: Sequence[str], _allows: Any, call: str) -> None:
+        source = f", derived from {line[-1]}" if line else ""
+        self._say(f"is given the capability {handle}{source}", call)
+
+    def tell_revoked(self, capability_ids: Sequence[str]) -> None:
+        self._say(f"loses the capabilities {', '.join(capability_ids)}")
+
+    def tell_limits(self, limits: Mapping[str, Any]) -> None:
+        given = {name: value for name, value in limits.items() if value not in (None, [])}
+        self._say(f"has the limits {json.dumps(given)} now")
+
     def tell_note(self, text: str) -> None:
         self._say(text)
 

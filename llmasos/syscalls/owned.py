@@ -51,13 +51,14 @@ def _take(paths: dict[str, None], name: str, path: str, begin: Event) -> None:
             paths[f"{target.rstrip('/')}/{path.rpartition('/')[2]}"] = None
 
 
-def read_owned(root: Path, paths: Sequence[str]) -> dict[str, bytes]:
-    """What these files hold now; those that are gone, or are no files, are left out. Blocks.
+def read_owned(root: Path, within: str, paths: Sequence[str]) -> dict[str, bytes]:
+    """What these files in a folder of a root hold now; those that are gone, are no files, or are in mounts,
+    are left out. Blocks.
 
     Raises `CheckpointRefused` for one that is too large to take along.
     """
     files: dict[str, bytes] = {}
-    with Root(root) as opened:
+    with Root(root, within) as opened:
         for path in paths:
             try:
                 place = opened.existing(path)

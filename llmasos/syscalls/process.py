@@ -114,7 +114,7 @@ async def signals(call: Call, wait: bool = False) -> list[str]:
 @syscall("proc.limits", effect=Effect.READ, tool=False)
 async def limits_(call: Call) -> list[LimitInfo]:
     """Every limit that this process is under, and what is used of it."""
-    return call.runtime.limits(call.pid)
+    return call.runtime.budgets.rows(call.pid)
 
 
 @syscall("proc.self", effect=Effect.READ, tool=False)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmasos.kernel.abi import CallLimit, GroupLimits, Limits, Pid
+from llmasos.kernel.accounts import Prices, limits_of
 from llmasos.kernel.errors import InvalidArguments, LimitExceeded
 from llmasos.kernel.jobs import GenerateJob
-from llmasos.kernel.limits import Prices, changed, limit_rows, limits_of
+from llmasos.kernel.limits import changed, limit_rows
 from llmasos.kernel.process import KERNEL_PID, Process
 from tests.kernel.machine import Machine, NoProgram
 

@@ -20,6 +20,7 @@ from llmasos.kernel.errors import (
     CheckpointRefused,
     ConfigError,
     NoSuchProcess,
+    ProcessError,
     UsageError,
 )
 from llmasos.kernel.scripted import ScriptedCore
@@ -214,6 +215,69 @@ def altered(checkpoint, **spawn):
     values = {**checkpoint.spawn, **spawn}
     first = json.dumps(["spawn", values]).encode()
     return replace(checkpoint, spawn=values, events=[first, *checkpoint.events[1:]])
+
+
+async def test_files_of_a_process_that_is_confined_below_its_root_go_along(place):
+    async with place.here.booted() as session:
+        (place.here.root / "deep").mkdir()
+        place.here.runtime.capabilities = replace(place.here.runtime.capabilities, within="deep")
+        pid = await begun(place.here, session, "one")
+        assert (await place.here.does(f"checkpoint {pid} -o {place.file}"))[0] == 0
+        expected = await finished(session, pid, "two", "three")
+        assert (place.here.root / "deep" / "book" / "1.txt").exists()
+    async with place.there.booted() as session:
+        pid = await restored(place)
+        assert (place.there.root / "book" / "1.txt").exists()
+        assert await finished(session, pid, "two", "three") == expected
+        assert (place.there.root / "book" / "3.txt").exists()
+
+
+WIDE = {
+    "syscalls": ["*"], "root": "/", "hosts": ["*"], "within": "", "read_only": False,
+    "mounts": [{"name": "etc", "root": "/etc", "within": "", "read_only": False}],
+    "arguments": [], "expires_at": None,
+}  # fmt: skip
+
+
+async def test_no_event_of_a_checkpoint_brings_a_capability_that_is_not_ours(place):
+    await checkpointed(place)
+    whole = unpack(place.file.read_bytes())
+    asked = altered(whole, handles=[[0, [], WIDE], [3, ["1:0"], WIDE]])
+    event = json.dumps(["cap", 4, ["1:0"], WIDE, ""]).encode()
+    place.file.write_bytes(pack(replace(asked, events=[*asked.events, event])))
+    async with place.there.booted():
+        runtime = place.there.runtime
+        runtime.capabilities = Capabilities(
+            ("io.*", "fs.read"), hosts=("a.example",), read_only=True
+        )
+        held = runtime.kernel.process(Pid(await restored(place))).handles
+        assert sorted(held) == [0, 3, 4]
+        for capability in held.values():
+            allows = capability.allows
+            assert (allows.root, allows.mounts) == (str(place.there.root), ())
+            assert (allows.hosts, allows.read_only) == (("a.example",), True)
+            assert [n for n in ("io.write", "fs.read", "fs.write", "calc") if allows.allows(n)] == [
+                "io.write", "fs.read",
+            ]  # fmt: skip
+            assert capability.parent is None
+
+
+@pytest.mark.parametrize(
+    "handles",
+    [
+        7, [[0]], [[0, [], {"fly": 1}]], [[0, [], {"syscalls": [5]}]],
+        [[0, [], {"expires_at": "never"}]], [[0, [], {"within": "../.."}]],
+        [[0, [], {"mounts": [{"name": 1}]}]], [[0, [], None]], [["x", [], WIDE]],
+    ],
+)  # fmt: skip
+async def test_capabilities_that_make_no_sense_are_refused(place, handles):
+    await checkpointed(place)
+    whole = unpack(place.file.read_bytes())
+    place.file.write_bytes(pack(altered(whole, handles=handles)))
+    async with place.there.booted() as session:
+        with pytest.raises(ProcessError):
+            await place.there.does(f"restore -d {place.file}")
+        assert await session.ps(all=True) == []
 
 
 async def test_a_restored_process_holds_no_more_than_one_that_is_started_here(place):

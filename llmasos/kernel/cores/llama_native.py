@@ -24,6 +24,9 @@ from llmasos.kernel.cores.native.products import (
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
 from llmasos.kernel.cores.rope import RopeTable, inverse_frequencies
 
+GROUP, HEAD_GROUP = 128, 32
+"""Weights of a row that share a scale as int8. The head's have the last word, and need the finer one."""
+
 
 class NativeLlamaDecoder:
     """A model of the Llama family in C; implements `decoder.Decoder`."""
@@ -53,7 +56,7 @@ class NativeLlamaDecoder:
             scale=spec.head_dim**-0.5,
         )
         self._norm = reader.floats(NORM)
-        self._head = reader.packed(HEAD if spec.has_head else EMBEDDING)
+        self._head = reader.packed(HEAD if spec.has_head else EMBEDDING, group=HEAD_GROUP)
 
     def hidden(self, plan: AttentionPlan, kv: PagedKV) -> torch.Tensor:
         """float32 [N, hidden], before the last norm."""
@@ -90,8 +93,10 @@ class _Reader:
         """A small tensor in float32, as the model's dtype has it."""
         return self._weights[name].float().clone()
 
-    def packed(self, *names: str, biases: bool = False, gated: bool = False) -> NativeWeights:
-        """Matrices one below another. Names have no suffix where there are biases."""
+    def packed(
+        self, *names: str, biases: bool = False, gated: bool = False, group: int = GROUP
+    ) -> NativeWeights:
+        """Matrices one below another. Names have no suffix where there are biases. `group` is for int8."""
         weight = torch.cat([self._weights[name] for name in names])
         bias = None
         if biases:
@@ -103,7 +108,7 @@ class _Reader:
             bias,
             memory=self._memory,
             dtype=self._dtype,
-            int8=self._int8,
+            int8_group=group if self._int8 else 0,
             gated=gated,
         )
 

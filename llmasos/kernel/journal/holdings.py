@@ -220,6 +220,8 @@ class Holdings:
     def _cap(
         self, handle: int, line: Sequence[str], allows: Mapping[str, Any], call: CallId
     ) -> None:
+        if type(handle) is not int or handle < 0 or not isinstance(allows, Mapping):
+            raise ValueError("a capability has a number, and allows something")
         self.handles[handle] = (list(line), allows)
         if call:
             self.handles_by_call[call] = handle

@@ -2,7 +2,8 @@
 
 A model appears under its name at once or not at all, whatever interrupts the pull. Opening checks
 every file's presence and size and the hashes of all files but the weights, which are large: `verify`
-reads those too, and a kernel boots no model that it refuses. Blocks; safe to use from several threads and processes at a time.
+reads those too, and a kernel boots no model that it refuses. Blocks; safe to use from several threads and
+processes at a time.
 """
 
 from __future__ import annotations

@@ -52,15 +52,19 @@ def test_a_product_is_what_torch_computes_in_float64(
 
 
 @needs_paths
+@pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
-def test_int8_weights_are_a_rows_127_steps_and_their_products_exact(
-    path: str, dtype: torch.dtype, rows: int, width: int
+def test_int8_weights_are_127_steps_of_their_groups_scale_and_their_products_exact(
+    path: str, dtype: torch.dtype, rows: int, width: int, group: int
 ) -> None:
     weight = random(rows, width)
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    rounded = (weight / scale).round() * scale
+    rounded = torch.empty_like(weight)
+    for start in range(0, width, group):
+        part = weight[:, start : start + group]
+        scale = part.abs().amax(1, keepdim=True) / 127
+        rounded[:, start : start + group] = (part / scale).round() * scale
     x = random(9, width, dtype=dtype)
-    weights = NativeWeights(path, weight, memory=WeightMemory(), dtype=dtype, int8=True)
+    weights = NativeWeights(path, weight, memory=WeightMemory(), dtype=dtype, int8_group=group)
     expected = F.linear(x.double(), rounded.double())
     torch.testing.assert_close(weights.product(x).double(), expected, rtol=1e-5, atol=1e-4)
 
@@ -69,17 +73,17 @@ def test_int8_weights_are_a_rows_127_steps_and_their_products_exact(
 def test_every_int8_value_is_widened_exactly(path: str, dtype: torch.dtype) -> None:
     values = torch.arange(-127, 128, dtype=torch.float32)
     weight = torch.cat((values, values[:1]))[None].expand(3, -1).contiguous()
-    weights = NativeWeights(path, weight, memory=WeightMemory(), dtype=dtype, int8=True)
+    weights = NativeWeights(path, weight, memory=WeightMemory(), dtype=dtype, int8_group=256)
     one_at_a_time = weights.product(torch.eye(256, dtype=dtype))
     assert torch.equal(one_at_a_time, weight.t())
 
 
 @needs_paths
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("group", [0, 32, 128])
 def test_a_rows_bits_depend_neither_on_the_others_nor_on_threads(
-    path: str, dtype: torch.dtype, int8: bool
+    path: str, dtype: torch.dtype, group: int
 ) -> None:
-    weights = packed(path, random(200, 330, dtype=dtype), int8=int8)
+    weights = packed(path, random(200, 330, dtype=dtype), int8_group=group)
     x = random(211, 330, dtype=dtype)
     threads = torch.get_num_threads()
     whole = weights.product(x)

@@ -129,11 +129,11 @@ async def test_a_child_and_its_time_end_no_later_than_its_parent() -> None:
 async def test_only_time_that_is_left_ends_a_process_whose_limit_was_changed() -> None:
     async with home().booted() as runtime:
         pid = await runtime.spawn("idle", limits=Limits(wall_s=500), stdin=True)
-        runtime.change_limits(pid, Limits(wall_s=0.001))
+        runtime.budgets.change(pid, Limits(wall_s=0.001))
         assert (await runtime.wait(pid)).code == 124
         other = await runtime.spawn("idle", limits=Limits(wall_s=500), stdin=True)
-        runtime.change_limits(other, Limits(), ["wall_s"])
-        assert runtime.limits(other) == []
+        runtime.budgets.change(other, Limits(), ["wall_s"])
+        assert runtime.budgets.rows(other) == []
 
 
 async def test_the_operator_may_give_more_and_it_is_kept() -> None:
@@ -141,11 +141,11 @@ async def test_the_operator_may_give_more_and_it_is_kept() -> None:
     async with machine.booted(crashes=True) as runtime:
         pid = await runtime.spawn("writer", limits=Limits(tokens_out=5), stdin=True)
         await write(runtime, pid, 5)
-        runtime.change_limits(pid, Limits(tokens_out=9))
+        runtime.budgets.change(pid, Limits(tokens_out=9))
         await write(runtime, pid, 2)
         await runtime.flushed()
     async with machine.booted() as runtime:
-        assert of(runtime.limits(pid), "tokens_out") == (9, 7)
+        assert of(runtime.budgets.rows(pid), "tokens_out") == (9, 7)
         assert (await overdraw(runtime, pid))[0] == 124
         assert runtime.info(pid).tokens_out == 9
 
@@ -169,13 +169,13 @@ async def test_a_restart_forgives_nothing_that_relatives_used(num_crashes: int) 
         async with machine.booted(crashes=True) as runtime:
             await runtime.flushed()
     async with machine.booted() as runtime:
-        assert of(runtime.limits(top), "tokens_out") == (30, 12)
-        assert of(runtime.limits(below), "tokens_out", f"process {between}") == (18, 12)
+        assert of(runtime.budgets.rows(top), "tokens_out") == (30, 12)
+        assert of(runtime.budgets.rows(below), "tokens_out", f"process {between}") == (18, 12)
         code, message = await overdraw(runtime, below)
         assert (code, message) == (
             124, f"Process {between} may sample 18 tokens and has done so.",
         )  # fmt: skip
-        assert of(runtime.limits(top), "tokens_out") == (30, 18)
+        assert of(runtime.budgets.rows(top), "tokens_out") == (30, 18)
 
 
 async def test_what_a_family_used_is_forgotten_with_its_last_member() -> None:
@@ -219,10 +219,10 @@ async def test_time_of_the_model_counts_over_restarts() -> None:
     async with machine.booted(crashes=True) as runtime:
         pid = await runtime.spawn("writer", limits=Limits(model_s=1000), stdin=True)
         await write(runtime, pid, 20)
-        _, used = of(runtime.limits(pid), "model_s")
+        _, used = of(runtime.budgets.rows(pid), "model_s")
         await runtime.flushed()
     async with machine.booted() as runtime:
-        assert of(runtime.limits(pid), "model_s") == (1000, used)
+        assert of(runtime.budgets.rows(pid), "model_s") == (1000, used)
         assert used > 0
 
 
@@ -231,7 +231,7 @@ async def test_a_branch_has_used_what_its_past_did() -> None:
         pid = await runtime.spawn("writer", limits=Limits(tokens_out=10), stdin=True)
         await write(runtime, pid, 6)
         branch = await runtime.branch(pid)
-        assert of(runtime.limits(branch), "tokens_out") == (10, 6)
+        assert of(runtime.budgets.rows(branch), "tokens_out") == (10, 6)
         while not runtime.output_text(branch):
             await anyio.lowlevel.checkpoint()
         assert (await overdraw(runtime, branch))[0] == 124

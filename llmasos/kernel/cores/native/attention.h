@@ -80,13 +80,15 @@ typedef struct {
 
 /* A weight matrix, packed: panels of columns, each the words of one step after another. A word holds
  * one float32 or two bfloat16 that are neighbours in a row of the matrix; as int8, a quarter or a half
- * of it. A gated panel is half gate, half up. */
+ * of it, with a scale for each group of steps of a column. A gated panel is half gate, half up. */
 typedef struct {
     const struct Path *path;
     int columns, steps, panels;         /* columns of the product's result */
-    int bf16, int8, gated;
+    int bf16, gated;
+    int group, groups;                  /* steps that share a scale, 0: not int8; and how many such */
     char *words;
-    float *scales, *bias;               /* one a packed column; NULL: none */
+    float *scales;                      /* [panels][groups][packed columns]; NULL: none */
+    float *bias;                        /* one a packed column; NULL: none */
 } Weights;
 
 /* out = x . weights, or out += it: float32, but the operands of the next product where gated.

@@ -13,6 +13,8 @@
 
 static size_t element_bytes(int bf16) { return bf16 ? 2 : 4; }
 
+static int num_blocks(int rows, int size) { return (rows + size - 1) / size; }
+
 /* ---- packing ------------------------------------------------------------------------------- */
 
 /* The matrix's row that a packed column is, or -1 for padding. */
@@ -25,12 +27,14 @@ static int source_row(const Weights *w, int panel_width, int panel, int column)
     return column < width ? row : w->columns + row;
 }
 
-static float *packed_floats(const Weights *w, int width, const float *from)
+/* Of [rows, groups], a panel's groups one after another. */
+static float *packed_floats(const Weights *w, int groups, const float *from)
 {
-    float *packed = from ? calloc((size_t)w->panels * width, sizeof(float)) : NULL;
-    for (int i = 0; packed && i < w->panels * width; i++) {
-        int row = source_row(w, width, i / width, i % width);
-        packed[i] = row < 0 ? 0 : from[row];
+    int width = w->path->panel;
+    float *packed = from ? calloc((size_t)w->panels * groups * width, sizeof(float)) : NULL;
+    for (size_t i = 0; packed && i < (size_t)w->panels * groups * width; i++) {
+        int row = source_row(w, width, (int)(i / width / groups), (int)(i % width));
+        packed[i] = row < 0 ? 0 : from[(size_t)row * groups + i / width % groups];
     }
     return packed;
 }
@@ -58,7 +62,7 @@ void free_weights(Weights *w)
 }
 
 /* Everything but the words themselves. */
-static Weights shape_of(const Path *path, int bf16, int rows, int width, int int8, int gated)
+static Weights shape_of(const Path *path, int bf16, int rows, int width, int group, int gated)
 {
     int per_panel = gated ? path->panel / 2 : path->panel, columns = gated ? rows / 2 : rows;
     return (Weights){
@@ -67,20 +71,21 @@ static Weights shape_of(const Path *path, int bf16, int rows, int width, int int
         .steps = width / (bf16 ? 2 : 1),
         .panels = (columns + per_panel - 1) / per_panel,
         .bf16 = bf16,
-        .int8 = int8,
         .gated = gated,
+        .group = group / (bf16 ? 2 : 1),
+        .groups = group ? num_blocks(width, group) : 0,
     };
 }
 
 /* Of one step of a panel. */
 static size_t step_bytes(const Weights *w)
 {
-    return w->path->panel * (w->int8 ? w->bf16 ? 2 : 1 : 4);
+    return w->path->panel * (w->group ? w->bf16 ? 2 : 1 : 4);
 }
 
-size_t packed_bytes(const Path *path, int bf16, int rows, int width, int int8, int gated)
+size_t packed_bytes(const Path *path, int bf16, int rows, int width, int group, int gated)
 {
-    Weights w = shape_of(path, bf16, rows, width, int8, gated);
+    Weights w = shape_of(path, bf16, rows, width, group, gated);
     return w.panels * w.steps * step_bytes(&w);
 }
 
@@ -96,16 +101,16 @@ static void pack_words(Weights *w, const char *matrix)
         }
 }
 
-Weights *pack_weights(const Path *path, int bf16, const char *matrix, int rows, int width, int int8,
+Weights *pack_weights(const Path *path, int bf16, const char *matrix, int rows, int width, int group,
                       int gated, const float *scales, const float *bias, char *words)
 {
     Weights *w = malloc(sizeof *w);
     if (!w)
         return NULL;
-    *w = shape_of(path, bf16, rows, width, int8, gated);
+    *w = shape_of(path, bf16, rows, width, group, gated);
     w->words = words;
-    w->scales = packed_floats(w, path->panel, scales);
-    w->bias = packed_floats(w, path->panel, bias);
+    w->scales = packed_floats(w, w->groups, scales);
+    w->bias = packed_floats(w, 1, bias);
     if ((scales && !w->scales) || (bias && !w->bias)) {
         free_weights(w);
         return NULL;
@@ -141,8 +146,6 @@ static void in_plain_arithmetic(void (*share)(void *), void *work)
     share(work);
     fesetenv(&environment);
 }
-
-static int num_blocks(int rows, int size) { return (rows + size - 1) / size; }
 
 static int end_of(int unit, int size, int rows) { return (unit + 1) * size < rows ? (unit + 1) * size : rows; }
 

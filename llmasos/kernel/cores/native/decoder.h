@@ -36,12 +36,12 @@ int decode(Model *model, Pool *pool, const Batch *batch);
 int multiply(const Product *product, const float *norm, float eps, int threads);
 
 /* What packing a row-major [rows, width] matrix takes. Its elements are those that words are made of,
- * or int8; a gated one has the gate's rows first. */
-size_t packed_bytes(const Path *path, int bf16, int rows, int width, int int8, int gated);
+ * or int8 where `group` of a row, an even number, share a scale; a gated one has the gate's rows first. */
+size_t packed_bytes(const Path *path, int bf16, int rows, int width, int group, int gated);
 
-/* Packs it into `words`, that many zeros, which the caller keeps. Scales and bias are [rows] or NULL.
- * NULL when memory is short. */
-Weights *pack_weights(const Path *path, int bf16, const char *matrix, int rows, int width, int int8,
+/* Packs it into `words`, that many zeros, which the caller keeps. Scales are [rows, groups], bias [rows];
+ * or NULL. NULL when memory is short. */
+Weights *pack_weights(const Path *path, int bf16, const char *matrix, int rows, int width, int group,
                       int gated, const float *scales, const float *bias, char *words);
 void free_weights(Weights *weights);
 

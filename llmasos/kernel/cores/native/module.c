@@ -195,31 +195,31 @@ static const Path *find_products(const char *name, int bf16)
     return NULL;
 }
 
-/* packed_bytes(path, is_bf16, rows, width, is_int8, is_gated). */
+/* packed_bytes(path, is_bf16, rows, width, int8_group, is_gated). */
 static PyObject *py_packed_bytes(PyObject *self, PyObject *args)
 {
     const char *name;
-    int bf16, rows, width, int8, gated;
-    if (!PyArg_ParseTuple(args, "spiipp", &name, &bf16, &rows, &width, &int8, &gated))
+    int bf16, rows, width, group, gated;
+    if (!PyArg_ParseTuple(args, "spiiip", &name, &bf16, &rows, &width, &group, &gated))
         return NULL;
     const Path *path = find_products(name, bf16);
-    return path ? PyLong_FromSize_t(packed_bytes(path, bf16, rows, width, int8, gated)) : NULL;
+    return path ? PyLong_FromSize_t(packed_bytes(path, bf16, rows, width, group, gated)) : NULL;
 }
 
-/* pack(path, is_bf16, rows, width, is_int8, is_gated, matrix, scales, bias, words) -> capsule: the
+/* pack(path, is_bf16, rows, width, int8_group, is_gated, matrix, scales, bias, words) -> capsule: the
  * last four are addresses, 0 for none. See pack_weights(). */
 static PyObject *py_pack(PyObject *self, PyObject *args)
 {
     const char *name;
     Py_ssize_t matrix, scales, bias, words;
-    int bf16, rows, width, int8, gated;
-    if (!PyArg_ParseTuple(args, "spiippnnnn", &name, &bf16, &rows, &width, &int8, &gated, &matrix,
+    int bf16, rows, width, group, gated;
+    if (!PyArg_ParseTuple(args, "spiiipnnnn", &name, &bf16, &rows, &width, &group, &gated, &matrix,
                           &scales, &bias, &words))
         return NULL;
     const Path *path = find_products(name, bf16);
     if (!path)
         return NULL;
-    Weights *weights = pack_weights(path, bf16, (const char *)matrix, rows, width, int8, gated,
+    Weights *weights = pack_weights(path, bf16, (const char *)matrix, rows, width, group, gated,
                                     (const float *)scales, (const float *)bias, (char *)words);
     return weights ? PyCapsule_New(weights, "weights", free_packed) : PyErr_NoMemory();
 }

@@ -5,11 +5,11 @@
  */
 enum { NAME(panel) = VEC_TILE * W, NAME(part) = WORD_ELEMENTS == 2 ? 64 : 32 };
 
-/* Rows of x times `count` steps of a panel, added to totals; or put there, for the first part. What
- * comes next is fetched meanwhile, `ahead_bytes` a step. */
+/* Rows of x times `count` steps of a panel, times the columns' scales if there are any, added to totals; or
+ * put there, for the first part. What comes next is fetched meanwhile, `ahead_bytes` a step. */
 INLINE void NAME(product_tile)(int rows, const Operand *x, ptrdiff_t stride, int count,
-                               const char *words, const char *ahead, int ahead_bytes, int is_first,
-                               float *totals)
+                               const char *words, const float *scales, const char *ahead,
+                               int ahead_bytes, int is_first, float *totals)
 {
     vf acc[ROW_TILE][VEC_TILE];
     for (int r = 0; r < rows; r++)
@@ -28,6 +28,8 @@ INLINE void NAME(product_tile)(int rows, const Operand *x, ptrdiff_t stride, int
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < VEC_TILE; v++) {
             float *to = totals + r * NAME(panel) + v * W;
+            if (scales)
+                acc[r][v] *= LOADF(scales + v * W);
             if (!is_first)
                 acc[r][v] = LOADF(to) + acc[r][v];
             STOREF(to, acc[r][v]);
@@ -35,10 +37,10 @@ INLINE void NAME(product_tile)(int rows, const Operand *x, ptrdiff_t stride, int
 }
 
 static void NAME(product_rows)(int rows, const Operand *x, ptrdiff_t stride, int count,
-                               const char *words, const char *ahead, int ahead_bytes, int is_first,
-                               float *totals)
+                               const char *words, const float *scales, const char *ahead,
+                               int ahead_bytes, int is_first, float *totals)
 {
-#define DO(n) NAME(product_tile)(n, x, stride, count, words, ahead, ahead_bytes, is_first, totals)
+#define DO(n) NAME(product_tile)(n, x, stride, count, words, scales, ahead, ahead_bytes, is_first, totals)
     EACH_ROW_COUNT(rows, DO)
 #undef DO
 }
@@ -75,14 +77,12 @@ INLINE Operand NAME(operand)(float x)
 #endif
 }
 
-/* One row's totals: scaled, biased, and put where the product goes. */
+/* One row's totals: biased, and put where the product goes. */
 static void NAME(finish_row)(const Product *p, int panel, int row, float *totals)
 {
     const Weights *w = p->weights;
     for (int v = 0; v < NAME(panel); v += W) {
         vf total = LOADF(totals + v);
-        if (w->scales)
-            total *= LOADF(w->scales + panel * NAME(panel) + v);
         if (w->bias)
             total += LOADF(w->bias + panel * NAME(panel) + v);
         STOREF(totals + v, total);
@@ -109,19 +109,23 @@ static void NAME(product)(const Product *p, int panel, int first, int end)
     float totals[ROW_BLOCK * NAME(panel)] __attribute__((aligned(64)));
     char wide[NAME(part) * NAME(panel) * 4] __attribute__((aligned(64)));
     const Weights *w = p->weights;
-    size_t step_bytes = NAME(panel) * (w->int8 ? WORD_ELEMENTS : 4);
+    size_t step_bytes = NAME(panel) * (w->group ? WORD_ELEMENTS : 4);
     const char *words = w->words + panel * w->steps * step_bytes;
-    for (int step = 0; step < w->steps; step += NAME(part)) {
-        int count = w->steps - step < NAME(part) ? w->steps - step : NAME(part);
+    int most = w->group && w->group < NAME(part) ? w->group : NAME(part);
+    for (int step = 0; step < w->steps; step += most) {
+        int count = w->steps - step < most ? w->steps - step : most;
+        const float *scales = NULL;
         const char *part = words + step * step_bytes, *ahead = part + AHEAD_BYTES;
-        if (w->int8) {
+        if (w->group) {
+            scales = w->scales + ((size_t)panel * w->groups + step / w->group) * NAME(panel);
             NAME(widen_weights)((const int8_t *)part, count, wide);
             part = wide;
         }
         for (int r = first; r < end; r += ROW_TILE)
             NAME(product_rows)(end - r < ROW_TILE ? end - r : ROW_TILE,
                                (const Operand *)p->x + r * p->x_stride + step * WORD_ELEMENTS,
-                               p->x_stride, count, part, ahead, (int)step_bytes, !step, totals + (r - first) * NAME(panel));
+                               p->x_stride, count, part, scales, ahead, (int)step_bytes, !step,
+                               totals + (r - first) * NAME(panel));
     }
     for (int r = first; r < end; r++)
         NAME(finish_row)(p, panel, r, totals + (r - first) * NAME(panel));

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from llmasos.kernel.cores.attention_plan import AttentionPlan
 from llmasos.kernel.cores.memory import host_memory
@@ -48,8 +49,8 @@ class WeightMemory:
 class NativeWeights:
     """A matrix [rows, width] packed for one instruction set, in its dtype or as int8.
 
-    Rows are independent of each other and of the threads, a single one too. As int8 a row has one
-    scale, what rounding makes of it; the products are of the rounded numbers, exactly.
+    Rows are independent of each other and of the threads, a single one too. As int8 each `int8_group` of a
+    row has a scale of its own; the products are of the rounded numbers, exactly.
     """
 
     def __init__(
@@ -60,19 +61,21 @@ class NativeWeights:
         *,
         memory: WeightMemory,
         dtype: torch.dtype,
-        int8: bool = False,
+        int8_group: int = 0,
         gated: bool = False,
     ) -> None:
-        """Copies `weight`. `dtype` is that of the operands. `gated`: a product is silu(first half
-        of the rows) * second half, in that dtype instead of float32."""
+        """Copies `weight`. `dtype` is that of the operands. `int8_group`, 0 for no int8, is 32 or a multiple.
+        `gated`: a product is silu(first half of the rows) * second half, in that dtype, not float32."""
         kernel = extension()
         assert kernel is not None
         self.dtype = dtype
         self.columns = len(weight) // 2 if gated else len(weight)
         self.width = weight.shape[1]
-        matrix, scales = _as_int8(weight) if int8 else (weight.to(dtype).contiguous(), None)
+        matrix, scales = weight.to(dtype).contiguous(), None
+        if int8_group:
+            matrix, scales = _as_int8(weight, int8_group)
         biases = None if bias is None else bias.float().contiguous()
-        layout = (path, dtype == torch.bfloat16, *matrix.shape, int8, gated)
+        layout = (path, dtype == torch.bfloat16, *matrix.shape, int8_group, gated)
         self._words = memory.take(kernel.packed_bytes(*layout))
         self.capsule = kernel.pack(
             *layout,
@@ -106,11 +109,13 @@ class NativeWeights:
         return out
 
 
-def _as_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounded rows, and what one unit of each is worth."""
-    weight = weight.float()
-    scales = weight.abs().amax(dim=1).div_(127).clamp_(min=1e-30)
-    return (weight / scales[:, None]).round_().to(torch.int8), scales
+def _as_int8(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounded rows, and what a unit of each of their groups is worth: float32 [rows, groups]."""
+    rows, width = weight.shape
+    padded = F.pad(weight.float(), (0, -width % group)).view(rows, -1, group)
+    scales = padded.abs().amax(dim=2).div_(127).clamp_(min=1e-30)
+    rounded = (padded / scales[:, :, None]).round_().to(torch.int8)
+    return rounded.view(rows, -1)[:, :width].contiguous(), scales.contiguous()
 
 
 @dataclass(frozen=True, slots=True)
