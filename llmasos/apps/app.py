@@ -14,7 +14,8 @@ from llmasos.apps.proc import Proc
 from llmasos.kernel.abi import AppInfo, Limits
 from llmasos.kernel.errors import InvalidArguments
 
-_NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*", re.ASCII)
+NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*", re.ASCII)
+"""What an app may be called."""
 Main = Callable[..., Awaitable[int | None]]
 
 
@@ -77,7 +78,7 @@ def app(
     is made for, the best first. Raises `TypeError` for another signature, `ValueError` for a name that
     is none.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for an app: use small letters, digits and hyphens.")
 
     def decorate(main: Main) -> App:

@@ -22,6 +22,7 @@ import anyio.to_thread
 from pydantic import TypeAdapter, ValidationError
 
 import llmasos
+from llmasos.apps.app import NAME
 from llmasos.apps.builtin import builtin_apps
 from llmasos.kernel.abi import AppGrant, AppInfo
 from llmasos.kernel.errors import AppError, ConfigError
@@ -96,6 +97,8 @@ def _check_names(store: AppStore, wheel: Wheel, only: str) -> None:
     if only and wheel.name != only:
         raise ConfigError(f"{wheel.path.name} is {wheel.name}, and {only} was to be updated.")
     for name in wheel.entries:
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{wheel.name} calls an app {name!r}, which is no name for one.")
         if name in builtin_apps():
             raise ConfigError(
                 f"There is an app {name} in LLMasOS itself; the package must rename its own."

@@ -22,14 +22,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import InvalidName, canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from llmasos.kernel.errors import ConfigError
 from llmasos.shell.installed.store import Source
+from llmasos.shell.plain import one_line
 
 GROUP = "llmasos.apps"
 BUILD_S = 900.0
-_GIT = re.compile(r"(git\+.+|(?:https?|ssh|git|file)://.+\.git|git@[^ ]+)(?:@([^@/]+))?\Z")
+_GIT = re.compile(r"(git\+.+|(?:https?|ssh|git|file)://.+\.git|git@[^ ]+)(?:@([^@/-][^@/]*))?\Z")
 _NETWORK = re.compile(
     "NewConnectionError|NameResolutionError|ConnectTimeout|Connection refused|ReadTimeout|ProxyError"
     "|Temporary failure in name resolution|Network is unreachable|Could not resolve host",
@@ -113,7 +115,11 @@ def read_wheel(path: Path) -> Wheel:
             f'{name} has no app: its pyproject.toml needs [project.entry-points."{GROUP}"],'
             ' with a line such as haiku = "haiku:haiku".'
         )
-    return Wheel(path, canonicalize_name(name), number, entries)
+    try:
+        named, numbered = canonicalize_name(name, validate=True), str(Version(number))
+    except (InvalidName, InvalidVersion) as error:
+        raise ConfigError(f"{path.name} is no wheel ({one_line(str(error))}).") from error
+    return Wheel(path, named, numbered, entries)
 
 
 def run_pip(arguments: list[str], what: str, *, python: str = sys.executable) -> None:

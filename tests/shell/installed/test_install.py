@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -211,6 +212,15 @@ async def test_a_process_of_an_older_version_is_held_and_says_why(home):
         assert runtime.output_text(pid) == "hello you \nTrue\n"
 
 
+def renamed(path: Path, name: str) -> None:
+    """Have a wheel say that it is called something else."""
+    with zipfile.ZipFile(path) as archive:
+        files = {each: archive.read(each) for each in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, data in files.items():
+            archive.writestr(each, data.replace(b"Name: odd", f"Name: {name}".encode()))
+
+
 BAD = {
     "no wheel": (lambda f: (f / "x.whl").write_text("no zip"), "x.whl is no wheel"),
     "no app": (
@@ -233,6 +243,14 @@ BAD = {
     "dies": (
         lambda f: wheel(f, "odd", files={"odd.py": "import os; os._exit(9)"}, apps={"odd": "odd:main"}),
         "The app's process ended with exit code 9 before it had finished.",
+    ),
+    "leads elsewhere": (
+        lambda f: renamed(wheel(f, "odd", files={"odd.py": GREETS}, apps={"even": "odd:main"}), "../odd"),
+        "is no wheel (name is invalid: '../odd').",
+    ),
+    "is called what nothing is": (
+        lambda f: wheel(f, "odd", files={"odd.py": GREETS}, apps={"../even": "odd:main"}),
+        "odd calls an app '../even', which is no name for one.",
     ),
     "needs what is nowhere": (
         lambda f: greeter(f, requires=["nowhere-at-all"]),
