@@ -19,16 +19,16 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
-import anyio.to_thread
 
 from llmasos.kernel.abi import Chunk, Effect, Pid
+from llmasos.kernel.audit import Audit
 from llmasos.kernel.debug import debug
 from llmasos.kernel.errors import (
     Failed,
@@ -48,6 +48,7 @@ from llmasos.kernel.process import Process
 from llmasos.kernel.strands import UNNAMED, CallId, next_call
 from llmasos.kernel.syscall import Call, Syscall
 from llmasos.kernel.tasks import Frame, Task
+from llmasos.kernel.workers import Workers
 
 if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
@@ -80,13 +81,25 @@ class Dispatcher:
         runtime: Runtime,
         tasks: MutableMapping[Pid, Task],
         journal: Journal | None,
+        audit: Audit | None = None,
     ) -> None:
         self._runtime = runtime
         self._kernel = runtime.kernel
         self._tasks = tasks
         self._journal = journal
-        self._drivers = anyio.CapacityLimiter(MAX_DRIVERS)
+        self._audit = audit
+        self._trace = runtime.trace
+        self._drivers = Workers(MAX_DRIVERS, name="llmasos-driver")
         self.gate = Gate(runtime.kernel.ledger, runtime.now)
+
+    @property
+    def num_waiting(self) -> int:
+        """Blocking drivers that wait for a thread."""
+        return self._drivers.num_waiting
+
+    def close(self) -> None:
+        """Let go of the threads, once every process has ended."""
+        self._drivers.close()
 
     async def syscall(
         self,
@@ -102,11 +115,13 @@ class Dispatcher:
         is_unwinding = task.is_dying or self._runtime.is_ending
         if is_unwinding:
             await anyio.lowlevel.checkpoint_if_cancelled()  # it ends here, unless it is shielded
-            if self._effect(name) is not Effect.PURE:
+            if self._runtime.effect_of(name) is not Effect.PURE:
                 raise Interrupted(f"The process is being ended; {name} is not done any more.")
         if self._journal is None or is_unwinding:
-            request = _Request(process, task, name, args, UNNAMED, on_chunk)
-            result = await self._perform(request)
+            is_told = self._journal is None and self._trace.is_heard
+            call_id = next_call() if is_told else UNNAMED
+            request = _Request(process, task, name, args, call_id, on_chunk)
+            result = await (self._perform_told(request) if is_told else self._perform(request))
             await _while_stopped(process, task)
             return result
         call_id, under_way, given = next_call(), None, task.deliveries.num_given
@@ -118,6 +133,31 @@ class Dispatcher:
             under_way, given = answer.under_way, answer.given
         request = _Request(process, task, name, args, call_id, on_chunk, given, under_way)
         return await self._perform_recorded(request, self._journal)
+
+    # --- within: without a journal, but with somebody who listens
+
+    async def _perform_told(self, request: _Request) -> Any:
+        """Tell what a journal would have told."""
+        pid, call_id, tell = request.process.pid, request.call_id, self._trace.tell
+        tell(pid, ("begin", call_id, request.name, request.args, 0, self._runtime.now()))
+        try:
+            result = await self._perform(request)
+        except LlmosError as error:
+            tell(pid, ("fail", call_id, code_of(error), str(error), self._runtime.now()))
+            raise
+        except asyncio.CancelledError:
+            tell(pid, ("cancel", call_id, 0))
+            raise
+        tell(pid, ("done", call_id, result, self._runtime.now()))
+        return result
+
+    def _stream_told(self, request: _Request) -> Callable[[Chunk], None]:
+        def stream(chunk: Chunk) -> None:
+            self._trace.tell(request.process.pid, token_event(request.call_id, chunk))
+            if request.on_chunk is not None:
+                request.on_chunk(chunk)
+
+        return stream
 
     # --- within: with a journal
 
@@ -179,11 +219,7 @@ class Dispatcher:
             else:
                 answer.set_result(outcome)
 
-        deliveries.put(give, journal.result_ticket(self._effect(request.name)))
-
-    def _effect(self, name: str) -> Effect:
-        syscalls = self._runtime.syscalls
-        return syscalls[name].info.effect if name in syscalls else Effect.PURE
+        deliveries.put(give, journal.result_ticket(self._runtime.effect_of(request.name)))
 
     def _stream(self, request: _Request, journal: Journal) -> Callable[[Chunk], None]:
         """Takes a call's chunks: journals each, and has it given to the app in its turn."""
@@ -229,7 +265,9 @@ class Dispatcher:
         if self._journal is not None:
             on_chunk = self._stream(request, self._journal)
             plan = functools.partial(self._plan, request, jobs, self._journal)
-            planner = functools.partial(anyio.from_thread.run, plan)
+            planner = _from_thread(plan)
+        elif request.call_id != UNNAMED:
+            on_chunk = self._stream_told(request)
         return Call(
             process.pid,
             process.capabilities,
@@ -247,7 +285,7 @@ class Dispatcher:
 
     def _charger(self, request: _Request) -> Callable[[int], None]:
         charge = functools.partial(self._runtime.charge_bytes, request.process.pid, request.call_id)
-        return functools.partial(anyio.from_thread.run_sync, charge)
+        return _called_from_thread(charge)
 
     def _idempotency_key(self, pid: Pid, call_id: CallId) -> str:
         """The same for every try of one call, and for no other call anywhere."""
@@ -255,8 +293,11 @@ class Dispatcher:
         return hashlib.sha256(f"{home}/{pid}/{call_id}".encode()).hexdigest()[:32]
 
     async def _before_the_world_changes(self, request: _Request, entry: Syscall) -> None:
-        if self._journal is not None and entry.info.effect in (Effect.WRITE, Effect.EXTERNAL):
-            await self._journal.ticket().wait()
+        """Have the journal and the audit log know of it, both at once."""
+        if entry.info.effect in (Effect.WRITE, Effect.EXTERNAL):
+            tickets = [kept.ticket() for kept in (self._journal, self._audit) if kept is not None]
+            for ticket in tickets:
+                await ticket.wait()
 
     async def _plan(
         self, request: _Request, jobs: list[Job], journal: Journal, receipt: Any
@@ -273,9 +314,7 @@ class Dispatcher:
                 if entry.is_async:
                     return await entry.function(call, **arguments)
                 run = functools.partial(entry.function, call, **arguments)
-                return await anyio.to_thread.run_sync(
-                    run, abandon_on_cancel=True, limiter=self._drivers
-                )
+                return await self._drivers.run(run)
         except TimeoutError as error:
             raise TimedOut(f"{entry.name} took longer than {entry.deadline_s} s.") from error
         except LlmosError:
@@ -303,6 +342,27 @@ class Dispatcher:
             if scope.cancelled_caught:
                 raise Interrupted(f"{name} was interrupted.")
             task.has_pending_int = True
+
+
+def _from_thread(work: Callable[[Any], Coroutine[Any, Any, None]]) -> Callable[[Any], None]:
+    """The same, done on this event loop, for a worker thread that waits for it."""
+    loop, home = asyncio.get_running_loop(), threading.get_ident()
+
+    def do(value: Any) -> None:
+        if threading.get_ident() == home:
+            raise KernelBug("a driver on the event loop uses what is for worker threads")
+        asyncio.run_coroutine_threadsafe(work(value), loop).result()
+
+    return do
+
+
+def _called_from_thread(work: Callable[[int], None]) -> Callable[[int], None]:
+    """The same for what needs not wait."""
+
+    async def called(value: int) -> None:
+        work(value)
+
+    return _from_thread(called)
 
 
 async def _while_stopped(process: Process, task: Task) -> None:

@@ -21,6 +21,7 @@ import anyio.to_thread
 from llmasos.kernel.abi import Capabilities
 from llmasos.kernel.errors import ConfigError
 from llmasos.shell.home import JOURNAL_NAME, kernel_lock
+from llmasos.shell.otel_live import exporting
 from llmasos.shell.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ async def booted(
             _mounted(settings) as mounted,
             _runtime(settings, loaded, os.path.abspath(root), mounted) as runtime,
         ):
-            await runtime.recover()
-            yield runtime
+            with exporting(settings, runtime):
+                await runtime.recover()
+                yield runtime
 
 
 @asynccontextmanager
@@ -168,6 +170,7 @@ def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
     from llmasos.kernel.accounts import Prices
+    from llmasos.kernel.audit_log import AuditFile, AuditLog
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
@@ -184,6 +187,10 @@ def _runtime(
     journal = None
     if loaded.store is not None:
         journal = Journal(loaded.store, level=Level(settings.journal), now=time.time)
+    audit = None
+    if settings.audit:
+        is_durable = settings.journal == "durable"
+        audit = AuditLog(AuditFile(settings.home, durable=is_durable))
     return Runtime(
         loaded.core,
         loaded.tokenizer,
@@ -197,4 +204,5 @@ def _runtime(
         swap=loaded.swap,
         journal=journal,
         archives=archives_in(settings.home / "cache", now=time.time),
+        audit=audit,
     )

@@ -121,10 +121,10 @@ class SocketSession:
         finally:
             await channel.aclose()
 
-    async def _stream(self, verb: str, pid: Pid) -> AsyncGenerator[str | None]:
+    async def _stream(self, verb: str, pid: Pid, **more: Any) -> AsyncGenerator[str | None]:
         channel = await self._connect()
         try:
-            await self._send(channel, verb, {"pid": pid})
+            await self._send(channel, verb, {"pid": pid, **more})
             while "item" in (message := await channel.receive()):
                 yield decode(cast("type[str | None]", str | None), message["item"])
             _result(message)
@@ -220,6 +220,11 @@ class SocketSession:
         """Its output, with None wherever it has come to ask for a line of input."""
         return self._stream("dialogue", pid)
 
+    def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
+        """What it does, as lines of JSON."""
+        stream = self._stream("trace", pid, follow=follow, tokens=tokens)
+        return cast("AsyncGenerator[str]", stream)
+
     async def apps(self) -> list[AppInfo]:
         """What can be spawned, by name."""
         return await self._call("apps", list[AppInfo])
@@ -227,6 +232,10 @@ class SocketSession:
     async def syscalls(self) -> list[SyscallInfo]:
         """What processes can ask for, by name."""
         return await self._call("syscalls", list[SyscallInfo])
+
+    async def metrics(self) -> str:
+        """What the kernel counts."""
+        return await self._call("metrics", str)
 
     async def keep(self) -> None:
         """Let the kernel stay until it is told to end."""

@@ -51,10 +51,10 @@ def candidates(line: str, world: World) -> list[Candidate]:
     if len(words) == 1:
         return _matching(current.removeprefix("/"), _verb_words(world, ""), 1)
     name, rest = _verb_of(words, world.verbs)
-    if name is None:
-        group = words[0].removeprefix("/") + " "
-        return _matching(current, _verb_words(world, group), start) if len(words) == 2 else []
-    return _arguments(name, rest, world, start)
+    group = words[0].removeprefix("/") + " "
+    of_group = _verb_words(world, group) if len(words) == 2 else {}
+    found = _matching(current, of_group, start)
+    return found if name is None else found + _arguments(name, rest, world, start)
 
 
 def _words(line: str) -> tuple[list[str], int]:
@@ -76,12 +76,10 @@ def _words(line: str) -> tuple[list[str], int]:
 def _verb_of(words: Sequence[str], verbs: Verbs) -> tuple[str | None, list[str]]:
     """The verb of these words and the words after it; None while it is not whole."""
     first = words[0].removeprefix("/")
-    if first in verbs:
-        return first, list(words[1:])
     pair = " ".join((first, *words[1:2]))
     if pair in verbs and len(words) > 2:
         return pair, list(words[2:])
-    return None, []
+    return (first, list(words[1:])) if first in verbs else (None, [])
 
 
 def _verb_words(world: World, group: str) -> Mapping[str, str]:

@@ -25,7 +25,9 @@ from llmasos.kernel.authority import revoke
 from llmasos.kernel.branching import Beginning
 from llmasos.kernel.capabilities import infos
 from llmasos.kernel.errors import KernelBug
+from llmasos.shell.attaching import traced
 from llmasos.shell.checkpoints import restore, save
+from llmasos.shell.prometheus import exposition
 from llmasos.shell.records import MAX_ROWS, process_info
 from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
 
@@ -199,6 +201,10 @@ class LocalSession:
                     asked = process.num_syscalls
                     yield None
 
+    def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
+        """What it does, as lines of JSON."""
+        return traced(self._runtime, pid, follow=follow, tokens=tokens)
+
     async def apps(self) -> list[AppInfo]:
         """What can be spawned, by name."""
         return sorted(self._apps(), key=lambda app: app.name)
@@ -207,6 +213,10 @@ class LocalSession:
         """What processes can ask for, by name."""
         table = self._runtime.syscalls
         return [table[name].info for name in sorted(table)]
+
+    async def metrics(self) -> str:
+        """What the kernel counts."""
+        return exposition(self._runtime)
 
     async def keep(self) -> None:
         """Let it stay."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import llmasos
-from llmasos.kernel.abi import Signal
+from llmasos.kernel.abi import ExitStatus, Pid, Signal
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import GENERATE_CALL
@@ -32,7 +32,7 @@ def trace_of(history: History, *, home_id: str) -> dict[str, Any]:
     """The whole run as one `ExportTraceServiceRequest`."""
     resource = {"service.name": "llmasos", "service.version": llmasos.__version__}
     scope = {"name": "llmasos.journal", "version": llmasos.__version__}
-    spans = _Spans(history, home_id).all()
+    spans = ProcessSpans(history.pid, history.spawn, home_id).all(history)
     return {
         "resourceSpans": [
             {
@@ -43,31 +43,46 @@ def trace_of(history: History, *, home_id: str) -> dict[str, Any]:
     }
 
 
-class _Spans:
-    """Builds the spans of one process."""
+class ProcessSpans:
+    """Builds the spans of one process, of events as the journal has them."""
 
-    def __init__(self, history: History, home_id: str) -> None:
-        self._history = history
-        self._name = f"{home_id}/{history.pid}"
+    def __init__(self, pid: Pid, spawn: Mapping[str, Any], home_id: str) -> None:
+        self._pid = pid
+        self._spawn = spawn
+        self._name = f"{home_id}/{pid}"
         self._calls: dict[str, Span] = {}
         self._asked: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._chats: set[int] = set()
         """Contexts that hold a chat."""
         self._root_events: list[dict[str, Any]] = []
-        self._now = float(history.spawn["started_at"])
+        self._now = float(spawn["started_at"])
         self._num_tokens = [0, 0]
 
-    def all(self) -> list[Span]:
+    def all(self, history: History) -> list[Span]:
         """The process's span first, then those of its calls by when they began."""
-        for event in self._history.events:
-            self._take(event)
+        for event in history.events:
+            self.take(event)
+        self._leave_unfinished()
+        return [self.root(history.status), *self._calls.values()]
+
+    def ended(self, call: str) -> Span | None:
+        """The span of a call that has ended; it is forgotten here."""
+        self._asked.pop(call, None)
+        return self._calls.pop(call, None)
+
+    def unfinished(self) -> list[Span]:
+        """The spans of the calls that have not ended, as if they did now."""
+        self._leave_unfinished()
+        return list(self._calls.values())
+
+    def _leave_unfinished(self) -> None:
         for span in self._calls.values():
             if "endTimeUnixNano" not in span:
                 span["endTimeUnixNano"] = _nanos(self._now)
                 span["attributes"] += _attributes({"llmasos.unfinished": True})
-        return [self._root(), *self._calls.values()]
 
-    def _take(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        """Take the next event in."""
         kind = event[0]
         if kind == "begin":
             self._begin(*event[1:])
@@ -114,7 +129,7 @@ class _Spans:
         }
 
     def _generation(self, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        model = self._history.spawn["model"]
+        model = self._spawn["model"]
         operation = "chat" if args.get("context") in self._chats else "text_completion"
         sampling: Mapping[str, Any] = args.get("sampling") or {}
         return f"{operation} {model}", {
@@ -158,7 +173,7 @@ class _Spans:
         part = {"type": "text", "content": result["text"]}
         message = {"role": "assistant", "parts": [part], "finish_reason": result["finish"]}
         return {
-            "gen_ai.response.model": self._history.spawn["model"],
+            "gen_ai.response.model": self._spawn["model"],
             "gen_ai.response.finish_reasons": [result["finish"]],
             "gen_ai.usage.input_tokens": num_in,
             "gen_ai.usage.cache_read.input_tokens": result["tokens_cached"],
@@ -166,8 +181,9 @@ class _Spans:
             "gen_ai.output.messages": _json([message]),
         }
 
-    def _root(self) -> Span:
-        spawn, status = self._history.spawn, self._history.status
+    def root(self, status: ExitStatus | None) -> Span:
+        """The process's own span, until now."""
+        spawn = self._spawn
         attributes = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.provider.name": "llmasos",
@@ -177,7 +193,7 @@ class _Spans:
             "gen_ai.request.model": spawn["model"],
             "gen_ai.usage.input_tokens": self._num_tokens[0],
             "gen_ai.usage.output_tokens": self._num_tokens[1],
-            "llmasos.pid": self._history.pid,
+            "llmasos.pid": self._pid,
             "llmasos.title": spawn["title"],
             "llmasos.exit_code": None if status is None else status.code,
         }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import anyio.to_thread
 
 from llmasos.kernel.errors import ConfigError, LlmosError
-from llmasos.shell.plain import TerminalFilter, one_line
+from llmasos.shell.plain import TerminalFilter, one_line, plain_text
 from llmasos.shell.tables import Table, rich_table
 from llmasos.shell.wire import encode
 
@@ -88,6 +88,15 @@ class Output:
     async def stream(self, text: str) -> None:
         """`write`, without blocking the event loop when the reader is slow."""
         await anyio.to_thread.run_sync(self.write, text, abandon_on_cancel=True)
+
+    async def aside(self, text: str) -> None:
+        """Whole lines of untrusted text to stderr, beside what stdout gets; does not block the loop."""
+
+        def write() -> None:
+            self._stderr.write(plain_text(text) if self._stderr.isatty() else text)
+            self._stderr.flush()
+
+        await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
 
     def line(self, text: str) -> None:
         """One line of our own."""

@@ -36,6 +36,11 @@ class Records:
         """Names the home wherever its records go."""
         return self._store.home_id
 
+    @property
+    def audit_head(self) -> str:
+        """How far the audit log had come when the journal was last written; empty where it is not known."""
+        return self._store.audit_head
+
     def history(self, pid: Pid, *, until: int | None = None) -> History:
         """A process's history. Raises `NoSuchProcess`, `JournalDamaged`."""
         from llmasos.kernel.journal.events import decode_events

@@ -31,11 +31,11 @@ from llmasos.shell.wire import BadMessage, decode, encode
 
 Ts = TypeVarTuple("Ts")
 
-STREAMS = ("output", "dialogue")
+STREAMS = ("output", "dialogue", "trace")
 CALLS = (
     "status", "ps", "info", "spawn", "fork", "branch", "checkpoint", "restore", "resume", "wait",
     "signal", "renice", "caps", "revoke", "limits", "set_limits", "output_text", "log_text",
-    "send_input", "apps", "syscalls", "keep", "shutdown",
+    "send_input", "apps", "syscalls", "metrics", "keep", "shutdown",
 )  # fmt: skip
 GRACE_S = 3.0
 """From TERM to KILL for the foreground processes of a client that vanished."""

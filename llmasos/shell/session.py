@@ -160,12 +160,24 @@ class KernelSession(Protocol):
         """`output`, with a None wherever the process, all written, has come to ask for a line."""
         ...
 
+    def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
+        """What the process does, as lines of JSON (`trace.event_of`), until it ends: first what it did so
+        far, where a journal is kept, then a line `[0,["live"]]`, then what it does.
+
+        With `follow` its children too. Ends at once for a process that has exited.
+        """
+        ...
+
     async def apps(self) -> list[AppInfo]:
         """What can be spawned, by name."""
         ...
 
     async def syscalls(self) -> list[SyscallInfo]:
         """What processes can ask for, by name."""
+        ...
+
+    async def metrics(self) -> str:
+        """What the kernel counts, in Prometheus's text format."""
         ...
 
     async def keep(self) -> None:

@@ -97,6 +97,11 @@ class Settings(BaseSettings):
     journal: JournalLevel = "durable"
     """What is on disk before an app sees a result: everything (durable), soon everything (relaxed), or
     nothing at all (off): then what runs is lost with the kernel."""
+    audit: bool = True
+    """Whether what changes the world is written to the audit log."""
+    otel_endpoint: str = ""
+    """Where spans are sent as they end (OTLP over HTTP), such as http://localhost:4318/v1/traces; empty:
+    where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set."""
     exec_sandbox: Literal["strict", "weak"] = "strict"
     """What `exec.*` needs: bubblewrap, or (weak) resource limits alone where that is missing."""
     price_in: float = Field(default=0.0, ge=0, allow_inf_nan=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmasos.kernel.abi import Capabilities
+from llmasos.kernel.audit_log import AuditFile, AuditLog
 from llmasos.kernel.core import Core
 from llmasos.kernel.errors import NoKernel
 from llmasos.kernel.journal.entries import Level
@@ -65,6 +66,7 @@ class Home:
             capabilities=Capabilities(root=str(self.root)),
             journal=Journal(store, level=Level.DURABLE, now=time.time),
             swap=Swap.in_folder(self.folder / "swap") if swap else None,
+            audit=AuditLog(AuditFile(self.folder, durable=True)),
         )
         async with runtime:
             await runtime.recover()

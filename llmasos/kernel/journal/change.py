@@ -108,6 +108,8 @@ class Change:
         self.write_pids(connection)
         if batch.ended:
             put_meta(connection, "num_finished", self._num_finished)
+        if batch.audit_head:
+            put_meta(connection, "audit_head", batch.audit_head)
 
     def write_pids(self, connection: sqlite3.Connection) -> None:
         """Note only that the pids are used."""

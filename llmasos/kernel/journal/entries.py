@@ -78,6 +78,8 @@ class Batch:
     entries: tuple[Entry, ...] = ()
     ended: tuple[Ending, ...] = ()
     reaped: tuple[Pid, ...] = ()
+    audit_head: str = ""
+    """The audit log's end, where it has moved: so that it is known beside the log itself."""
     accounts: tuple[tuple[str, str | None], ...] = ()
     """By name, what is kept of a budget that is no live process's own; None where it is over."""
 

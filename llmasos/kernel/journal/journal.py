@@ -31,6 +31,7 @@ from llmasos.kernel.journal.entries import (
 )
 from llmasos.kernel.journal.events import Event, decode_events, encode_event
 from llmasos.kernel.journal.store import JournalStore
+from llmasos.kernel.trace import Trace
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class _Collected:
     events: dict[Pid, list[bytes]] = field(default_factory=dict)
     ended: list[Ending] = field(default_factory=list)
     reaped: list[Pid] = field(default_factory=list)
+    audit_head: str = ""
     accounts: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -66,6 +68,8 @@ class Journal:
         self.level = level
         self.on_bug: Callable[[KernelBug], None] = lambda _: None
         """Told where the journal itself is broken; nothing is written any more."""
+        self.trace = Trace()
+        """Told of every event as it is recorded."""
         self._now = now
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="llmasos-journal")
         self._numbers: dict[Pid, int] = {}
@@ -78,6 +82,7 @@ class Journal:
         self._idle: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._is_broken = False
+        self._is_closing = False
         self._news = anyio.Event()
         self._moving.set()
 
@@ -86,8 +91,11 @@ class Journal:
     def record(self, pid: Pid, event: Event) -> None:
         """Add one event of a process. What is mutable in it is read now."""
         self._collect()
-        self._collected.events.setdefault(pid, []).append(encode_event(event))
+        text = encode_event(event)
+        self._collected.events.setdefault(pid, []).append(text)
         self._schedule(urgent=False)
+        if self.trace.is_heard:
+            self.trace.tell(pid, event, text)
 
     def begin(self, row: ProcessRow, event: Event) -> None:
         """A process begins, with its first event."""
@@ -102,7 +110,7 @@ class Journal:
 
     def end(self, pid: Pid, status: ExitStatus, at: float) -> None:
         """A process has ended."""
-        self.record(pid, ("exit", status.code, status.message, status.signal))
+        self.record(pid, exit_event(status))
         signal = None if status.signal is None else int(status.signal)
         self._collected.ended.append(Ending(pid, at, status.code, status.message, signal))
 
@@ -117,6 +125,10 @@ class Journal:
         self._collect()
         self._collected.reaped.append(pid)
         self._schedule(urgent=False)
+
+    def note_audit_head(self, head: str) -> None:
+        """Have the next batch say how far the audit log has come."""
+        self._collected.audit_head = head
 
     def keep_account(self, name: str, row: Mapping[str, Any] | None) -> None:
         """Keep what a budget that is no live process's own has used; None forgets it."""
@@ -170,6 +182,10 @@ class Journal:
 
     # --- reading
 
+    def num_events(self, pid: Pid) -> int:
+        """How many events of an unfinished process were recorded until now."""
+        return self._numbers.get(pid, 0) + len(self._collected.events.get(pid, ()))
+
     async def events(self, pid: Pid, *, until: int | None = None) -> list[Event]:
         """A process's events, those just recorded included. Raises what `JournalStore.events` does."""
         await self.ticket().wait()
@@ -181,7 +197,10 @@ class Journal:
 
     async def aclose(self) -> None:
         """Write what waits, unless the disk takes nothing, and close the store."""
-        while not (self._collected.is_empty and self._writing is None):
+        self._is_closing = True
+        while (
+            self._writing is not None or not self._collected.is_empty or self._collected.audit_head
+        ):
             if self.is_stuck or self._is_broken:
                 break
             self._schedule(urgent=True)
@@ -213,7 +232,8 @@ class Journal:
 
     def _write(self) -> None:
         self._timer, self._is_urgent = None, False
-        if self._writing is not None or self._collected.is_empty:
+        has_news = bool(self._collected.audit_head) and self._is_closing
+        if self._writing is not None or (self._collected.is_empty and not has_news):
             return
         self._writing, self._collected = self._collected, _Collected()
         self._submit(self._writing, self._batch(self._writing))
@@ -231,6 +251,7 @@ class Journal:
             entries=tuple(entries),
             ended=tuple(collected.ended),
             reaped=tuple(collected.reaped),
+            audit_head=collected.audit_head,
             accounts=tuple(collected.accounts.items()),
         )
 
@@ -277,6 +298,11 @@ class Journal:
     def _keep_house(self) -> None:
         if self._writing is None and self._collected.is_empty:
             self._writer.submit(_quietly, self.store.maintain)
+
+
+def exit_event(status: ExitStatus) -> Event:
+    """The event that says how a process ended."""
+    return ("exit", status.code, status.message, status.signal)
 
 
 def _quietly(work: Callable[[], None]) -> None:

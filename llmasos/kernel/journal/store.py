@@ -69,6 +69,8 @@ class JournalStore:
         """Held by whoever archives or deletes: what has ended changes under it alone."""
         self._known = Known({}, set(), 1, 0)
         self._home_id = ""
+        self.audit_head = ""
+        """Of the audit log, as it was known when the file was opened; empty where it was not."""
         self._num_written = 0
         self._swept = 0
         """Processes up to this pid were looked at for archiving in this round."""
@@ -243,6 +245,7 @@ class JournalStore:
                 )
             self._known = Known.read(connection)
             self._home_id = str(meta["home_id"])
+            self.audit_head = str(meta.get("audit_head", ""))
         self._reader = Reader(self._path)
 
     @contextmanager

@@ -105,8 +105,19 @@ async def down(environment: Environment, args: Namespace) -> int:
     )
 
 
+def _configure_status(parser: Parser) -> None:
+    parser.add_argument(
+        "--prometheus", action="store_true", help="everything it counts, as Prometheus reads it"
+    )
+    add_json(parser)
+
+
 async def status(environment: Environment, args: Namespace) -> int:
     """Show the running kernel."""
+    if args.prometheus:
+        session = await environment.sessions.running()
+        await environment.output.stream(await session.metrics())
+        return 0
     state = await (await environment.sessions.running()).status()
     if args.json:
         environment.output.json(state)
@@ -135,6 +146,6 @@ async def top(environment: Environment, args: Namespace) -> int:
 VERBS = (
     Verb("up", "Boot a kernel that stays.", up, _configure_up, boots=True, outside_only=True),
     Verb("down", "End the running kernel.", down, _configure_down),
-    Verb("status", "Show the running kernel.", status, add_json),
+    Verb("status", "Show the running kernel.", status, _configure_status),
     Verb("top", "Show processes live.", top, _configure_top),
 )

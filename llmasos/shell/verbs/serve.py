@@ -1,8 +1,11 @@
-"""`serve mcp`: a kernel for programs that speak the Model Context Protocol."""
+"""`serve mcp`: a kernel for programs that speak MCP; `serve metrics`: its figures for Prometheus."""
 
 from __future__ import annotations
 
+import argparse
 from argparse import Namespace
+
+import anyio
 
 from llmasos.kernel.abi import Capabilities, Limits
 from llmasos.kernel.errors import ConfigError
@@ -10,6 +13,8 @@ from llmasos.shell.arguments import Parser, seconds
 from llmasos.shell.environment import Environment
 from llmasos.shell.verbs.run import folder
 from llmasos.shell.verbs.verb import Verb, kernel_flags
+
+KERNEL_POLL_S = 1.0
 
 
 def _configure_mcp(parser: Parser) -> None:
@@ -48,9 +53,36 @@ async def serve_mcp(environment: Environment, args: Namespace) -> int:
     return 0
 
 
+def _configure_metrics(parser: Parser) -> None:
+    parser.add_argument("--port", type=_port, default=9464, metavar="N", help="0 is any (9464)")
+    parser.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="(127.0.0.1)")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+    return int(text)
+
+
+async def serve_metrics(environment: Environment, args: Namespace) -> int:
+    """Answer `GET /metrics` with what the running kernel counts, until interrupted or it ends."""
+    from llmasos.shell.prometheus import serving
+
+    session = await environment.sessions.running()
+    async with serving(session.metrics, bind=args.bind, port=args.port) as port:
+        environment.output.note(f"Metrics at http://{args.bind}:{port}/metrics.")
+        while True:
+            await anyio.sleep(KERNEL_POLL_S)
+            await session.status()  # KernelLost ends it
+
+
 VERBS = (
     Verb(
         "serve mcp", "Offer tools and apps to MCP clients on stdin and stdout.", serve_mcp,
         _configure_mcp, boots=True, outside_only=True,
+    ),
+    Verb(
+        "serve metrics", "Serve what the kernel counts to Prometheus.", serve_metrics,
+        _configure_metrics, outside_only=True,
     ),
 )  # fmt: skip

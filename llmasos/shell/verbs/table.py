@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from llmasos.kernel.errors import UsageError
 from llmasos.shell.arguments import did_you_mean
 from llmasos.shell.verbs import (
     apps,
     ask,
+    audit,
     authority,
     checkpoints,
     journal,
@@ -18,6 +20,7 @@ from llmasos.shell.verbs import (
     run,
     scripts,
     serve,
+    strace,
 )
 from llmasos.shell.verbs.verb import Verb
 
@@ -33,6 +36,8 @@ _MODULES = (
     models,
     apps,
     serve,
+    strace,
+    audit,
 )
 
 Verbs = Mapping[str, Verb]
@@ -43,23 +48,21 @@ VERBS: Verbs = {verb.name: verb for module in _MODULES for verb in module.VERBS}
 def find_verb(words: Sequence[str], verbs: Verbs, *, program: str) -> tuple[Verb, list[str]]:
     """The verb that a line begins with, and the words after it. Raises `UsageError`."""
     first, rest = words[0], list(words[1:])
+    if rest and f"{first} {rest[0]}" in verbs:
+        return verbs[f"{first} {rest[0]}"], rest[1:]
     if first in verbs:
         return verbs[first], rest
     group = [name for name in verbs if name.startswith(first + " ")]
     if group:
-        return _in_group(first, rest, verbs, group, program)
+        _refuse_group(first, rest, group, program)
     known = {name.split(" ")[0] for name in verbs}
     raise UsageError(
         f"There is no verb {first!r}{did_you_mean(first, known)}; see `{program}{_help(program)}`."
     )
 
 
-def _in_group(
-    first: str, rest: list[str], verbs: Verbs, group: list[str], program: str
-) -> tuple[Verb, list[str]]:
+def _refuse_group(first: str, rest: list[str], group: list[str], program: str) -> NoReturn:
     choices = [name.removeprefix(first + " ") for name in group]
-    if rest and rest[0] in choices:
-        return verbs[f"{first} {rest[0]}"], rest[1:]
     said = f" {rest[0]!r}{did_you_mean(rest[0], choices)}" if rest else ""
     raise UsageError(
         f"{program}{first} takes one of {', '.join(choices)}, not{said or ' nothing'}."
