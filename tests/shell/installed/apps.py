@@ -123,6 +123,15 @@ async def stray(proc: Proc) -> None:
     await proc.print("to the kernel")
 
 
+@app(name="tells", summary="Tells how far it is, and waits.")
+async def tells(proc: Proc) -> None:
+    print("past the kernel")
+    await proc.log("one", level="debug")
+    await proc.progress(1, 3, "parts")
+    await proc.read_line()
+    await proc.log("two")
+
+
 @app(name="wrong", summary="Makes calls that fail.")
 async def wrong(proc: Proc) -> None:
     for name, args in (("ctx.info", {"context": 5}), ("no.such", {}), ("ctx.open", {"x": 1})):
@@ -133,4 +142,4 @@ async def wrong(proc: Proc) -> None:
     await proc.print("\ud800 é 漢字 🙂")
 
 
-ALL = (actor, poet, families, sleeper, fails, races, reader, stray, wrong)
+ALL = (actor, poet, families, sleeper, fails, races, reader, stray, tells, wrong)

@@ -11,6 +11,7 @@ from llmasos.apps.remote.results import RESULTS
 from llmasos.kernel.abi import Pid, Signal
 from llmasos.kernel.errors import NoSuchProcess
 from llmasos.kernel.journal.replay import Replay
+from llmasos.shell.tables import process_table
 from llmasos.syscalls import builtin_syscalls
 from tests.kernel.journal.reboots import Machine
 from tests.kernel.journal.test_random_apps import LINES
@@ -164,6 +165,21 @@ async def test_an_outside_app_comes_back_after_a_crash_where_it_was():
         await runtime.send_input(pid, None)
         assert (await runtime.wait(pid)).code == 0
         assert runtime.output_text(pid) == "you said one\nyou said two\n"
+
+
+async def test_what_an_app_told_of_itself_comes_back_once():
+    home = outside_machine()
+    async with home.booted(crashes=True) as runtime:
+        pid = await runtime.spawn("tells", stdin=True)
+        await waits_in(runtime, pid, "io.read_line")
+        await runtime.flushed()
+    async with home.booted() as runtime:
+        assert runtime.info(pid).progress == "1/3 parts"
+        assert "[1/3 parts]" in process_table([runtime.info(pid)]).plain()
+        await runtime.send_input(pid, None)
+        assert (await runtime.wait(pid)).code == 0
+        lines = sorted(runtime.log_text(pid).splitlines())
+        assert lines == ["[debug] one", "[info] two", "past the kernel"]
 
 
 async def test_an_outside_app_that_is_begun_inside_goes_on_outside():
