@@ -28,6 +28,8 @@ from llmasos.shell.installed.launch import (
 )
 from llmasos.shell.installed.params import check_params
 
+DESCRIBE_S = 60.0
+"""How long an app may take until it has told its manifest."""
 GRACE_S = 0.5
 """What an app that is being ended has for its own clean-up."""
 LAST_WORDS_S = 1.0
@@ -68,13 +70,18 @@ class OutsideProgram:
             return await _Run(self.info, started, port, self._hello_s).finish(params)
 
 
-async def manifest_of(executable: Executable, launcher: Launcher) -> Mapping[str, Any]:
+async def manifest_of(
+    executable: Executable, launcher: Launcher, *, within_s: float = DESCRIBE_S
+) -> Mapping[str, Any]:
     """What an app says of itself, asked in a process of its own. Raises `AppError`."""
     async with launcher.started(executable, Pid(0)) as started:
         connection = Connection(started.reader, started.writer, token=started.token)
         try:
-            await connection.open({"kind": "describe", "protocol": PROTOCOL})
-            return await connection.manifest()
+            with anyio.fail_after(within_s):
+                await connection.open({"kind": "describe", "protocol": PROTOCOL})
+                return await connection.manifest()
+        except TimeoutError:
+            raise AppError(f"The app did not tell its manifest within {within_s:g} s.") from None
         except Gone as error:
             raise AppError(await _how_it_ended(started.process)) from error
 

@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from llmasos.kernel.abi import AppInfo, Effect, Pid, Signal
+from llmasos.kernel.errors import AppError
 from llmasos.kernel.syscall import Call, syscall
 from llmasos.shell.installed.launch import MAX_PROCESSES, Executable, Launcher
-from llmasos.shell.installed.program import OutsideProgram
+from llmasos.shell.installed.program import OutsideProgram, manifest_of
 from tests.kernel.journal.reboots import Machine
 from tests.shell.installed import apps, hostile
 from tests.shell.installed.machines import REPOSITORY, UNCONFINED, outside
@@ -196,6 +197,17 @@ async def test_a_command_that_is_not_there_is_one_sentence():
     async with machine(UNCONFINED).booted() as runtime:
         status = await runtime.wait(await runtime.spawn(gone))
         assert (status.code, status.message.count(".")) == (1, 1)
+
+
+async def test_an_app_that_does_not_tell_its_manifest_is_not_waited_for():
+    code = (
+        "import json, os, socket, time; s = socket.socket(fileno=int(os.environ['LLMASOS_FD']));"
+        "hello = {'kind': 'hello', 'protocol': 1, 'token': os.environ['LLMASOS_TOKEN']};"
+        "s.sendall(json.dumps(hello).encode() + b'\\n'); time.sleep(600)"
+    )
+    executable = Executable((sys.executable, "-I", "-S", "-c", code))
+    with pytest.raises(AppError, match="did not tell its manifest"):
+        await manifest_of(executable, UNCONFINED, within_s=0.5)
 
 
 @needs_bubblewrap
