@@ -9,6 +9,7 @@ from typing import Any, Unpack, overload
 from llmasos.apps.context import ContextHandle
 from llmasos.apps.memory import Memories
 from llmasos.apps.options import GenerateOptions, Model
+from llmasos.apps.pipes import Mailbox, Pipe, PipeReader, PipeWriter
 from llmasos.apps.port import Port
 from llmasos.apps.session import Session
 from llmasos.kernel.abi import (
@@ -204,9 +205,13 @@ class Proc:
         nice: int = 0,
         grant: Sequence[Grant] | None = None,
         limits: Limits | None = None,
+        ends: Sequence[PipeReader | PipeWriter] = (),
     ) -> Child:
         """Start another app with this process's authority, or less: `syscalls` are patterns, `grant` the
-        capabilities that it holds. What it uses counts as this process's use, and `limits` it further."""
+        capabilities that it holds. What it uses counts as this process's use, and `limits` it further.
+
+        It holds those `ends` of pipes from the beginning; their words reach it in its parameters.
+        """
         patterns = None if syscalls is None else list(syscalls)
         less: dict[str, Any] = {} if grant is None else {"grant": list(grant)}
         if limits is not None:
@@ -220,7 +225,39 @@ class Proc:
             nice=nice,
             **less,
         )
+        for end in ends:
+            await self.call("ipc.give", end=end.end, pid=pid)
         return Child(Pid(pid), self.port)
+
+    # --- messages
+
+    async def pipe(self, capacity: int = 64) -> Pipe:
+        """A new pipe that holds so many texts; both of its ends are this process's."""
+        words = await self.call("ipc.pipe", capacity=capacity)
+        return Pipe(PipeReader(self.port, words["read"]), PipeWriter(self.port, words["write"]))
+
+    def reader(self, end: str) -> PipeReader:
+        """The end of a pipe that somebody gave to this process, by its word."""
+        return PipeReader(self.port, end)
+
+    def writer(self, end: str) -> PipeWriter:
+        """The same, to write to."""
+        return PipeWriter(self.port, end)
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """What other processes send to this one; its `send` writes to theirs."""
+        return Mailbox(self.port)
+
+    async def subscribe(self, topic: str, capacity: int = 64) -> PipeReader:
+        """What is published on a topic of this process's group from now on."""
+        end = await self.call("ipc.subscribe", topic=topic, capacity=capacity)
+        return PipeReader(self.port, end)
+
+    async def publish(self, topic: str, text: str) -> int:
+        """Tell all that have subscribed to a topic; returns how many those were."""
+        reached: int = await self.call("ipc.publish", topic=topic, text=text)
+        return reached
 
     async def fork(self, params: Mapping[str, Any] | None = None, *, title: str = "") -> Child:
         """Run this app again from its beginning in a child that inherits copies of the contexts.

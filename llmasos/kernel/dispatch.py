@@ -45,6 +45,7 @@ from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.history import OpenCall, token_event
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.process import Process
+from llmasos.kernel.recordable import refuse_unrecordable
 from llmasos.kernel.strands import UNNAMED, CallId, next_call
 from llmasos.kernel.syscall import Call, Syscall
 from llmasos.kernel.tasks import Frame, Task
@@ -110,6 +111,7 @@ class Dispatcher:
     ) -> Any:
         """Do what a process asks for. Raises `SyscallError`; an unforeseen failure of a driver
         comes as `Failed`."""
+        refuse_unrecordable(args)
         process = self._kernel.live(pid)
         task = self._tasks[pid]
         is_unwinding = task.is_dying or self._runtime.is_ending

@@ -151,6 +151,10 @@ class Runtime:
         self._dispatcher = Dispatcher(self, self._tasks, journal, self._audit)
         self.is_ending = False
         """Processes that end now are ended by the kernel's own end."""
+        self.is_recovering = journal is not None
+        """Not all that comes back is here yet."""
+        self.on_population: list[Callable[[], None]] = []
+        """Told when a process has ended for good, and when all that comes back is here."""
         self._is_suspending = False
         self._work = asyncio.Event()
         self.budgets = Budgets(self.kernel, self._tasks, now=now, signal=self.signal)
@@ -214,7 +218,10 @@ class Runtime:
         """Bring back the processes that had not ended when an earlier kernel of this journal did."""
         if self._journal is None:
             return Recovered()
-        return await recover(self, self._journal, self._come_back)
+        recovered = await recover(self, self._journal, self._come_back)
+        self.is_recovering = False
+        self._tell_of_population()
+        return recovered
 
     # --- processes
 
@@ -737,6 +744,12 @@ class Runtime:
         task.log.close()
         task.done.set()
         self._forget_old_output()
+        if not comes_back:
+            self._tell_of_population()
+
+    def _tell_of_population(self) -> None:
+        for tell in self.on_population:
+            tell()
 
     def _keep_account(self, name: str, row: Mapping[str, Any] | None) -> None:
         if self._journal is not None and not self._is_suspending:

@@ -101,6 +101,17 @@ async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
         yield mounts.syscalls
 
 
+def _plugged(taken: list[str]) -> tuple[Syscall, ...]:
+    """What installed packages add; what is left out is told on stderr."""
+    from llmasos.syscalls import builtin_syscalls
+    from llmasos.syscalls.plugins import installed_plugins
+
+    plugins = installed_plugins([*builtin_syscalls(), *taken])
+    for problem in plugins.problems:
+        logging.getLogger("llmasos").warning("%s", problem)
+    return plugins.syscalls
+
+
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     """What a kernel is made of; swap and journal only where they are on."""
@@ -195,7 +206,8 @@ def _runtime(
         loaded.core,
         loaded.tokenizer,
         syscalls=builtin_syscalls(
-            sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"), mounted=mounted
+            sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"),
+            mounted=(*mounted, *_plugged([each.name for each in mounted])),
         ),
         programs=Apps(settings.home).load,
         cache_folder=settings.home / "cache",

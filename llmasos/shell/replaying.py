@@ -24,9 +24,12 @@ async def replayed(environment: Environment, history: History, *, step: bool) ->
     """
     from llmasos.shell.installed.apps import Apps
     from llmasos.syscalls import builtin_syscalls
+    from llmasos.syscalls.plugins import installed_plugins
 
     apps = Apps(home_folder(environment.flags.home))
-    syscalls, program = builtin_syscalls(), apps.load(history.spawn["app"])
+    plugins = installed_plugins(builtin_syscalls())
+    syscalls = builtin_syscalls(mounted=plugins.syscalls)
+    program = apps.load(history.spawn["app"])
     if program.info.version != history.spawn["version"]:
         environment.output.note(
             f"It was run by {program.info.name} {history.spawn['version']}, and this is"

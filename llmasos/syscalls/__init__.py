@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from llmasos.kernel.syscall import Syscall, SyscallTable
 from llmasos.syscalls.calc import SYSCALLS as CALC
 from llmasos.syscalls.capability import SYSCALLS as CAPABILITY
+from llmasos.syscalls.chance import SYSCALLS as CHANCE
 from llmasos.syscalls.clock import SYSCALLS as CLOCK
 from llmasos.syscalls.context import SYSCALLS as CONTEXT
 from llmasos.syscalls.exec import exec_syscalls
 from llmasos.syscalls.fs import SYSCALLS as FS
 from llmasos.syscalls.io import SYSCALLS as IO
+from llmasos.syscalls.ipc import ipc_syscalls
 from llmasos.syscalls.llm import SYSCALLS as LLM
 from llmasos.syscalls.memory import SYSCALLS as MEMORY
 from llmasos.syscalls.process import SYSCALLS as PROCESS
@@ -29,6 +31,8 @@ def builtin_syscalls(
         (
             *CAPABILITY,
             *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
+            *CHANCE,
+            *ipc_syscalls(),
             *execution,
             *mounted,
         )

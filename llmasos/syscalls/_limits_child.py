@@ -1,6 +1,7 @@
 """Run as a program: take limits upon this process, then become another one.
 
-`python -I -S _limits_child.py LIMITS COMMAND...`, LIMITS as JSON: resource limits by name, and `nice`.
+`python -I -S _limits_child.py LIMITS COMMAND...`, LIMITS as JSON: resource limits by name, `nice`, and
+`uid`, the user to become (root alone can).
 Between fork and exec of a process with threads nothing of this may be done, so it has a process of its
 own. Imports nothing of LLMasOS.
 """
@@ -21,7 +22,12 @@ _SIGKILL = 9
 def main() -> None:
     """Never returns."""
     limits = json.loads(sys.argv[1])
-    os.nice(limits.pop("nice"))
+    os.nice(limits.pop("nice", 0))
+    uid = limits.pop("uid", None)
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}", None)
         if kind is not None:

@@ -32,7 +32,7 @@ class ExecResult(TypedDict):
     """Why it was ended before its own end; empty if it was not."""
     truncated: bool
     sandbox: str
-    """What confined it: `bubblewrap`, `limits without network` or `limits`."""
+    """What confined it: `bubblewrap`, `limits without network` or `limits`; see `Ran.kind`."""
 
 
 def exec_syscalls(sandbox: Sandbox) -> tuple[Syscall, ...]:

@@ -1,7 +1,8 @@
 """`fs.*`: finding files by name and lines by content, below a folder of a process's root.
 
 Links are not followed, hidden names are left out. Patterns come from a model, so none may take long:
-globs are matched name by name without backtracking, and lines by plain words.
+globs are matched name by name without backtracking, and lines by plain words or, if asked for, by an
+expression under a clock: one that goes back and forth without end is refused after a second.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, TypedDict
 
+import regex
 from pydantic import Field
 
 from llmasos.kernel.abi import Effect
-from llmasos.kernel.errors import InvalidArguments, SyscallError
+from llmasos.kernel.errors import Failed, InvalidArguments, SyscallError
 from llmasos.kernel.syscall import Call, syscall
 from llmasos.syscalls._mounts import in_mount
 from llmasos.syscalls._paths import OpenFile, readable_name, root_of
@@ -28,6 +30,8 @@ MAX_MATCHES = 50
 MAX_LINE_CHARS = 240
 TIME_S = 20.0
 """A search through files ends then, with what it has."""
+LINE_S = 1.0
+"""An expression that takes longer on one line is refused."""
 
 Where = Annotated[str, Field(description="Folder to look in, . for all")]
 
@@ -119,14 +123,17 @@ def grep(
     call: Call,
     text: Annotated[str, Field(min_length=1, max_length=500, description="Words to look for")],
     path: Annotated[str, Field(description="File or folder to look in, . for all")] = ".",
+    files: Annotated[str, Field(description="Only files like *.md", max_length=500)] = "",
+    is_regex: Annotated[bool, Field(description="text is a regular expression")] = False,
 ) -> GrepResult:
     """Find lines with certain words in files."""
-    search = _Search(text, call.runtime.now)
+    find = _by_expression(text) if is_regex else _by_words(text)
+    search = _Search(find, _glob(files) if files else None, call.runtime.now)
     with root_of(call) as root:
         place = root.existing(path or ".")
         if place.kind == "folder":
             fd, where = root.open_folder(path or ".")
-            search.tree(Tree(fd, where))
+            search.tree(Tree(fd, where), 0 if where == "." else len(where) + 1)
         else:
             search.file(root.open_file(path))
     found = "".join(f"{m['path']}:{m['line']}: {m['text']}\n" for m in search.matches)
@@ -138,21 +145,66 @@ def grep(
     )
 
 
+Find = Callable[[str], int | None]
+"""Where in a line it is, if it is there."""
+
+
+def _by_words(words: str) -> Find:
+    pattern = re.compile(re.escape(words), re.IGNORECASE)
+
+    def find(line: str) -> int | None:
+        found = pattern.search(line)
+        return found.start() if found else None
+
+    return find
+
+
+def _by_expression(text: str) -> Find:
+    """Raises `InvalidArguments`; what it returns raises `Failed` for what takes too long."""
+    try:
+        pattern = regex.compile(text, regex.IGNORECASE | regex.VERSION0)
+    except (regex.error, OverflowError, RecursionError, ValueError, MemoryError) as error:
+        raise InvalidArguments(
+            f"That is no regular expression: {str(error)[:200]}; leave is_regex out to look for words."
+        ) from error
+
+    def find(line: str) -> int | None:
+        try:
+            found = pattern.search(line, timeout=LINE_S, concurrent=True)
+        except (TimeoutError, MemoryError, RecursionError) as error:
+            raise Failed(
+                f"That expression takes more than {LINE_S:g} s on a single line; use a simpler one,"
+                " without repeats inside repeats."
+            ) from error
+        return found.start() if found else None
+
+    return find
+
+
 class _Search:
     """One search through files: what it found, and why it ended early, if it did."""
 
-    def __init__(self, words: str, now: Callable[[], float]) -> None:
-        self._find = re.compile(re.escape(words), re.IGNORECASE).search
+    def __init__(
+        self, find: Find, is_wanted: Callable[[str], bool] | None, now: Callable[[], float]
+    ) -> None:
+        self._find = find
+        self._is_wanted = is_wanted
         self._now = now
         self._ends_at = now() + TIME_S
         self.matches: list[Match] = []
         self.cut_by = ""
+        self._refused: Failed | None = None
 
-    def tree(self, tree: Tree) -> None:
-        """Look through every text file of a tree; binary and unreadable ones are passed over."""
+    def tree(self, tree: Tree, below: int) -> None:
+        """Look through the text files of a tree, whose paths begin with the folder's, so many characters;
+        binary and unreadable ones are passed over."""
         for found in tree.files():
+            if self._is_wanted is not None and not self._is_wanted(found.path[below:]):
+                continue
             with suppress(OSError, SyscallError), open_found(found) as file:
                 self.file(file)
+            if self._refused is not None:
+                raise self._refused
             if self.cut_by:
                 return
         if tree.is_cut:
@@ -164,12 +216,19 @@ class _Search:
         with open_text(file) as (stream, _):
             number = 1
             for piece in lines(stream):
-                found = self._find(piece)
-                if found:
-                    self._add(path, number, piece, found.start())
+                at = self._looked(piece)
+                if at is not None:
+                    self._add(path, number, piece, at)
                 if self._is_late():
                     return
                 number += piece.endswith("\n")
+
+    def _looked(self, line: str) -> int | None:
+        try:
+            return self._find(line)
+        except Failed as error:  # is told, unlike a file's own failures
+            self._refused = error
+            raise
 
     def _is_late(self) -> bool:
         if self._now() > self._ends_at:

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ import anyio.to_thread
 import psutil
 
 from llmasos.kernel.errors import Failed
+from llmasos.syscalls._other_user import GIVEN, free_uid, outer_sandbox
 
 MEMORY_BYTES = 1024 * 2**20
 """Of one process, and resident of all of a run's together."""
@@ -56,7 +57,8 @@ class Ran:
     ended_for: str
     """Why it was ended before its own end; empty if it was not."""
     kind: str
-    """What confined it: `bubblewrap`, `limits without network` or `limits`."""
+    """What confined it: `bubblewrap`, `limits without network` or `limits`; `, as root` where nothing
+    but the watch limits how many processes there are."""
 
 
 class Sandbox:
@@ -68,6 +70,8 @@ class Sandbox:
         self._prefix: list[str] | None = None
         self._kind = ""
         self._places: anyio.CapacityLimiter | None = None
+        self._uids: set[int] = set()
+        """Users that runs of this kernel have now, where it runs as root."""
 
     async def run(
         self,
@@ -91,8 +95,11 @@ class Sandbox:
             try:
                 for name, text in files.items():
                     (folder / name).write_text(text, encoding="utf-8", errors="replace")
-                run = _Run(self._command(prefix, folder, command, timeout_s), folder, on_output)
-                return await run.finish(stdin, timeout_s, self._kind)
+                    (folder / name).chmod(0o644)
+                with self._user() as uid:
+                    line = self._command(prefix, folder, command, timeout_s, uid)
+                    run = _Run(line, folder, on_output)
+                    return await run.finish(stdin, timeout_s, self._kind)
             finally:
                 await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
 
@@ -102,18 +109,50 @@ class Sandbox:
         folder: Path,
         command: Callable[[str], Sequence[str]],
         timeout_s: float,
+        uid: int | None,
     ) -> list[str]:
         limits = {
             "AS": MEMORY_BYTES, "CPU": int(timeout_s) + 1, "FSIZE": FILE_BYTES, "CORE": 0,
             "NOFILE": MAX_OPEN_FILES, "nice": NICENESS,
         }  # fmt: skip
-        if self._kind != "bubblewrap":  # inside its own process table the watch is enough
+        if uid is None:
             limits["NPROC"] = _num_own_threads() + MAX_PROCESSES
         limiting = [_python(), "-I", "-S", _CHILD, json.dumps(limits)]
         if self._kind != "bubblewrap":
             return [*limiting, *prefix, *command(str(folder))]
-        inputs = [arg for f in sorted(folder.iterdir()) for arg in _given(f)]
-        return [*limiting, *prefix, *inputs, "--remount-ro", "/", "--", *command(SCRATCH)]
+        files = sorted(folder.iterdir())
+        inputs = [arg for f in files for arg in _given(f, shown_in_outer=uid is not None)]
+        inner = [*prefix, *inputs, "--remount-ro", "/", "--", *command(SCRATCH)]
+        return [*limiting, *self._outer(uid, files), *inner]
+
+    def _outer(self, uid: int | None, files: Sequence[Path]) -> list[str]:
+        if uid is None or self._bubblewrap is None:
+            return []
+        return outer_sandbox(
+            self._bubblewrap,
+            _system(),
+            _python(),
+            prefix=os.path.realpath(sys.base_prefix),
+            child=_CHILD,
+            files=files,
+            uid=uid,
+            max_processes=MAX_PROCESSES,
+        )
+
+    @contextmanager
+    def _user(self) -> Iterator[int | None]:
+        """The user that a run has for itself; None where it is the kernel's own. Raises `Failed`."""
+        if self._kind != "bubblewrap" or os.geteuid() != 0:
+            yield None
+            return
+        uid = free_uid(self._uids)
+        if uid is None:
+            raise Failed("Code is not run as root here: no user is free; run LLMasOS as a user.")
+        self._uids.add(uid)
+        try:
+            yield uid
+        finally:
+            self._uids.discard(uid)
 
     def _ready(self) -> list[str]:
         """What goes before a command; found out once. Blocks. Raises `Failed`."""
@@ -125,14 +164,18 @@ class Sandbox:
         if self._bubblewrap is not None:
             for extra in (["--disable-userns"], []):
                 prefix = [self._bubblewrap, *_view(), *extra]
-                if _works([*prefix, "--remount-ro", "/", "--", "/bin/sh", "-c", "exit 0"]):
+                outer = self._outer(free_uid(self._uids) if os.geteuid() == 0 else None, ())
+                try_out = [*outer, *prefix, "--remount-ro", "/", "--", "/bin/sh", "-c", "exit 0"]
+                if _works(try_out):
                     self._kind = "bubblewrap"
                     return prefix
         if not self._allow_weak:
             raise Failed(
                 "Code is not run here: bubblewrap (bwrap) is missing or may make no namespaces;"
-                " install it, or set exec_sandbox to weak to run under resource limits alone."
+                " install it (as root it must be able to become another user too), or set exec_sandbox"
+                " to weak to run under resource limits alone."
             )
+        unbound = ", as root" if os.geteuid() == 0 else ""
         unshare = shutil.which("unshare")
         if unshare is not None:
             prefix = [
@@ -145,9 +188,9 @@ class Sandbox:
                 "--kill-child",
             ]
             if _works([*prefix, "/bin/sh", "-c", "exit 0"]):
-                self._kind = "limits without network"
+                self._kind = f"limits without network{unbound}"
                 return prefix
-        self._kind = "limits"
+        self._kind = f"limits{unbound}"
         return []
 
 
@@ -176,8 +219,18 @@ def _view() -> list[str]:
         "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv",
         "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox",
         "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", SCRATCH,
-        "--setenv", "LANG", "C.UTF-8", "--ro-bind", "/usr", "/usr",
+        "--setenv", "LANG", "C.UTF-8", *_system(),
     ]  # fmt: skip
+    size = str(SCRATCH_BYTES)
+    return [
+        *args, "--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm",
+        "--size", size, "--tmpfs", SCRATCH, "--symlink", SCRATCH, "/tmp", "--chdir", SCRATCH,
+    ]  # fmt: skip
+
+
+def _system() -> list[str]:
+    """bubblewrap's arguments: the system's programs and Python, read-only."""
+    args = ["--ro-bind", "/usr", "/usr"]
     for folder in _SYSTEM_FOLDERS:
         if os.path.islink(folder):
             args += ["--symlink", os.readlink(folder), folder]
@@ -187,15 +240,12 @@ def _view() -> list[str]:
         args += ["--ro-bind-try", file, file]
     if not sys.base_prefix.startswith("/usr/") and sys.base_prefix != "/usr":
         args += ["--ro-bind", os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_prefix)]
-    size = str(SCRATCH_BYTES)
-    return [
-        *args, "--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm",
-        "--size", size, "--tmpfs", SCRATCH, "--symlink", SCRATCH, "/tmp", "--chdir", SCRATCH,
-    ]  # fmt: skip
+    return args
 
 
-def _given(file: Path) -> list[str]:
-    return ["--ro-bind", str(file), f"{SCRATCH}/{file.name}"]
+def _given(file: Path, *, shown_in_outer: bool) -> list[str]:
+    source = f"{GIVEN}/{file.name}" if shown_in_outer else str(file)
+    return ["--ro-bind", source, f"{SCRATCH}/{file.name}"]
 
 
 def _works(command: list[str]) -> bool:

@@ -15,7 +15,7 @@ from llmasos.kernel.abi import Chunk
 from llmasos.kernel.errors import Failed, InvalidArguments
 from llmasos.kernel.syscall import Call
 from llmasos.syscalls.exec import MAX_TEXT_CHARS, exec_syscalls
-from llmasos.syscalls.sandbox import MAX_OUTPUT_BYTES, Sandbox
+from llmasos.syscalls.sandbox import MAX_OUTPUT_BYTES, MAX_PROCESSES, Sandbox
 from tests.syscalls.conftest import Caller
 
 pytestmark = pytest.mark.anyio
@@ -179,6 +179,46 @@ async def test_too_many_processes_end_the_run(caller: Caller, sandbox: Sandbox) 
     result = await python(caller, sandbox, code, timeout_s=20)
     assert "processes" in result["ended_for"] or "BlockingIOError" in result["stderr"]
     assert result["exit_code"] != 0
+
+
+@needs_bubblewrap
+async def test_the_operating_system_refuses_more_processes_also_as_root(caller: Caller) -> None:
+    code = (
+        "import os, time\n"
+        "num = 0\n"
+        "try:\n"
+        "    while num < 200:\n"
+        "        if os.fork() == 0:\n"
+        "            time.sleep(1005)\n"
+        "        num += 1\n"
+        "except BlockingIOError:\n"
+        "    print(num)\n"
+    )
+    result = await python(caller, STRICT, code, timeout_s=20)
+    assert 0 < int(result["stdout"]) < MAX_PROCESSES
+    assert result["sandbox"] == "bubblewrap"
+    assert marked("sleep 1005") == []
+
+
+@needs_bubblewrap
+async def test_runs_do_not_share_a_users_processes(caller: Caller) -> None:
+    code = (
+        "import os, time\n"
+        "for _ in range(40):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(1006)\n"
+        "time.sleep(1)\n"
+        "print('all')\n"
+    )
+    said: list[str] = []
+
+    async def run() -> None:
+        said.append((await python(caller, STRICT, code, timeout_s=20))["stdout"])
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(run)
+    assert said == ["all\n"] * 3
 
 
 async def test_memory_of_many_processes_is_bounded_in_all(caller: Caller, sandbox: Sandbox) -> None:

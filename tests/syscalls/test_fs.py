@@ -321,6 +321,48 @@ def test_grep_finds_lines_and_passes_over_binaries(caller: Caller) -> None:
         caller(fs_find.grep, text="two", path="d.bin")
 
 
+def test_grep_takes_expressions_only_when_told_to(caller: Caller) -> None:
+    caller.write("a.md", "call 555-0199\nCALL me\n[a-z]+\n")
+    caller.write("sub/b.txt", "call 555-0100\n")
+    found = caller(fs_find.grep, text=r"call \d{3}-\d+", is_regex=True)
+    assert {(m["path"], m["line"]) for m in found["matches"]} == {("a.md", 1), ("sub/b.txt", 1)}
+    assert caller(fs_find.grep, text="[a-z]+")["text"] == "a.md:3: [a-z]+\n"
+    assert caller(fs_find.grep, text=r"^call\b", is_regex=True, path="a.md")["text"] == (
+        "a.md:1: call 555-0199\na.md:2: CALL me\n"
+    )
+
+
+def test_grep_looks_only_into_files_of_a_pattern(caller: Caller) -> None:
+    for path in ("a.md", "sub/b.md", "sub/c.txt", "sub/deep/d.md"):
+        caller.write(path, "word\n")
+    for pattern, path, expected in (
+        ("*.md", ".", ["a.md", "sub/b.md", "sub/deep/d.md"]),
+        ("sub/*.md", ".", ["sub/b.md"]),
+        ("deep/*", "sub", ["sub/deep/d.md"]),
+        ("*.pdf", ".", []),
+    ):
+        found = caller(fs_find.grep, text="word", files=pattern, path=path)
+        assert sorted(match["path"] for match in found["matches"]) == expected
+    with pytest.raises(InvalidArguments, match="pattern"):
+        caller(fs_find.grep, text="word", files="../*")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|a)*$", "(a|aa)+$", "(.*a){20}c", "(?:(?:a{1,9}){1,9}){1,9}b"]
+)
+def test_an_expression_that_never_ends_is_refused(caller: Caller, pattern: str) -> None:
+    caller.write("a.md", "a" * 5000 + "!\n")
+    with pytest.raises(Failed, match="single line"):
+        caller(fs_find.grep, text=pattern, is_regex=True)
+
+
+@pytest.mark.parametrize("pattern", ["(", "[", "a{99999999999999999999}", "(?P<x>a)(?P<x", "*"])
+def test_what_is_no_expression_is_refused(caller: Caller, pattern: str) -> None:
+    caller.write("a.md", "a\n")
+    with pytest.raises(InvalidArguments, match="is_regex"):
+        caller(fs_find.grep, text=pattern, is_regex=True)
+
+
 def test_grep_is_bounded_and_says_so(caller: Caller) -> None:
     caller.write("a.txt", "word\n" * 1000)
     result = caller(fs_find.grep, text="word")

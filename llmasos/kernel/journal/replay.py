@@ -22,6 +22,7 @@ from llmasos.kernel.journal.feed import Decode, Feed
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.holdings import OUTPUT_CALL
 from llmasos.kernel.program import Program
+from llmasos.kernel.recordable import refuse_unrecordable
 from llmasos.kernel.strands import CallId, begin_strands, next_call
 
 PATIENCE_S = 10.0
@@ -122,6 +123,7 @@ class Replay:
         """Answer one call of the app from the record."""
         if self._over.is_set():  # it is being ended, and would clean up
             raise Interrupted("The replay is over.")
+        refuse_unrecordable(args)
         call = next_call()
         if name == OUTPUT_CALL:
             self._texts[call] = args["text"]

@@ -21,6 +21,7 @@ from llmasos.shell.verbs import (
     scripts,
     serve,
     strace,
+    syscalls,
 )
 from llmasos.shell.verbs.verb import Verb
 
@@ -38,6 +39,7 @@ _MODULES = (
     serve,
     strace,
     audit,
+    syscalls,
 )
 
 Verbs = Mapping[str, Verb]
