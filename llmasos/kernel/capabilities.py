@@ -248,15 +248,17 @@ def authorised(
 
 
 def _together(one: Capabilities, other: Capabilities) -> Capabilities:
-    """The first one's root, and the hosts and mounts of both."""
+    """The first one's root, and the hosts, mounts and secrets of both."""
     if other is one:
         return one
     names = {mount.name for mount in one.mounts}
     mounts = (*one.mounts, *(each for each in other.mounts if each.name not in names))
     hosts = tuple(dict.fromkeys((*one.hosts, *other.hosts)))
-    if (mounts, hosts) == (one.mounts, one.hosts):
+    secrets = tuple(dict.fromkeys((*one.secrets, *other.secrets)))
+    tainted = tuple(dict.fromkeys((*one.tainted, *other.tainted)))
+    if (mounts, hosts, secrets, tainted) == (one.mounts, one.hosts, one.secrets, one.tainted):
         return one
-    return replace(one, mounts=mounts, hosts=hosts)
+    return replace(one, mounts=mounts, hosts=hosts, secrets=secrets, tainted=tainted)
 
 
 def _refusal(

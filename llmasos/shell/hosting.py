@@ -26,6 +26,7 @@ class Host:
 async def hosted(settings: Settings) -> AsyncGenerator[Host]:
     """Boot a kernel and serve it for as long as the context lasts. Raises `ConfigError`."""
     async with booted(settings) as runtime:
+        runtime.questions.has_people = True  # somebody may attach at any time
         session = LocalSession(runtime, functools.partial(installed_apps, settings.home))
         server = Server(session)
         async with server.serving(settings.home):

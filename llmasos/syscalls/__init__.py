@@ -12,6 +12,7 @@ from llmasos.syscalls.clock import SYSCALLS as CLOCK
 from llmasos.syscalls.context import SYSCALLS as CONTEXT
 from llmasos.syscalls.exec import exec_syscalls
 from llmasos.syscalls.fs import SYSCALLS as FS
+from llmasos.syscalls.human import SYSCALLS as HUMAN
 from llmasos.syscalls.io import SYSCALLS as IO
 from llmasos.syscalls.ipc import ipc_syscalls
 from llmasos.syscalls.llm import SYSCALLS as LLM
@@ -29,7 +30,7 @@ def builtin_syscalls(
     execution = exec_syscalls(sandbox or Sandbox())
     return SyscallTable(
         (
-            *CAPABILITY,
+            *(*CAPABILITY, *HUMAN),
             *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
             *CHANCE,
             *ipc_syscalls(),

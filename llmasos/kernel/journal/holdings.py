@@ -93,6 +93,9 @@ class Holdings:
     ending_signal: Signal | None = None
     log: list[str] = field(default_factory=list)
     progress: str = ""
+    taint: list[str] = field(default_factory=list)
+    rules: list[Mapping[str, Any]] = field(default_factory=list)
+    """What people said of its calls, the latest first."""
     handles: dict[int, tuple[list[str], Mapping[str, Any]]] = field(default_factory=dict)
     """Its capabilities: the line that each comes from, and what it allows."""
     handles_by_call: dict[CallId, int] = field(default_factory=dict)
@@ -263,6 +266,12 @@ class Holdings:
 
     def _front(self, is_interactive: bool) -> None:
         self.is_interactive = is_interactive
+
+    def _taint(self, labels: Sequence[str]) -> None:
+        self.taint += labels
+
+    def _rule(self, rule: Mapping[str, Any]) -> None:
+        self.rules.insert(0, rule)
 
     def _note(self, text: str) -> None:
         self.log.append(text)
