@@ -446,6 +446,8 @@ class ProcessInfo:
     """Path of the group it is in; empty for the root group."""
     note: str = ""
     """Why it stands still, where that is not its own doing."""
+    progress: str = ""
+    """How far it says that it is."""
     taint: Labels = ()
     """Which text from outside has reached it."""
 
@@ -574,11 +576,28 @@ class SyscallInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AppGrant:
+    """What whoever installed an app lets it do beyond what every app may, as patterns."""
+
+    syscalls: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AppInfo:
-    """An app as `app list` shows it."""
+    """An app's manifest, as `app info` shows it."""
 
     name: str
     version: str
     summary: str
     syscalls: tuple[str, ...]
+    """Patterns of what it wants to call, beyond what every app may."""
     parameters: dict[str, Any] = field(hash=False)
+    hosts: tuple[str, ...] = ()
+    """Patterns of the hosts that it wants to reach."""
+    limits: Limits = Limits()
+    """What it is to be held to where whoever starts it says nothing else."""
+    models: tuple[str, ...] = ()
+    """Models that it is made for, the best first; empty where any will do."""
+    grant: AppGrant | None = None
+    """What its processes are held to; None for an app that comes with LLMasOS."""

@@ -32,6 +32,7 @@ from llmasos.kernel.abi import (
 )
 from llmasos.kernel.attenuation import broken_rule, narrowed
 from llmasos.kernel.errors import KernelBug, LimitExceeded, PermissionDenied
+from llmasos.kernel.grants import held_to_grant
 
 if TYPE_CHECKING:
     from llmasos.kernel.process import Process
@@ -101,9 +102,11 @@ class CapabilityTree:
     def grant(
         self, process: Process, allows: Capabilities, parent: Capability | None = None
     ) -> Capability:
-        """Put a new capability into a process's table. Raises `LimitExceeded` where that is full."""
+        """Put a new capability into a process's table, an installed app's no wider than its user has
+        granted. Raises `LimitExceeded` where the table is full."""
         if process.next_handle >= MAX_HANDLES:
             raise LimitExceeded(f"A process is given {MAX_HANDLES} capabilities at most.")
+        allows = held_to_grant(allows, process.program.info)
         capability = Capability(process.pid, process.next_handle, allows, parent)
         self._add(process, capability)
         return capability

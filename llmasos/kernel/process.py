@@ -100,6 +100,8 @@ class Process:
     """What a person said of its calls: when it was started, and in answers that hold as long as it lives."""
 
     stopped: bool = False
+    progress: str = ""
+    """How far it says that it is."""
     note: str = ""
     """Why it stands still, where that is not its own doing."""
     waits_since: float = 0.0
@@ -200,5 +202,6 @@ class Process:
             ),
             group=self.group.path,
             note=self.note,
+            progress=self.progress,
             taint=self.taint,
         )

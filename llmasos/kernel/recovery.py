@@ -288,6 +288,7 @@ def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
         num_streams=holdings.num_streams,
         num_children=holdings.num_children,
         next_context_id=holdings.next_context_id,
+        progress=holdings.progress,
         taint=labels_of(history),
         rules=_rules(history),
     )
@@ -347,6 +348,8 @@ def _task(runtime: Runtime, history: History) -> Task:
     if history.exit is not None:
         output.close()
     task = runtime.task(output, stdin)
+    for text in history.holdings.log:
+        task.log.write(text)
     task.children.update(history.holdings.children)
     task.signals.extend(history.holdings.signals)
     task.was_short = history.holdings.was_short

@@ -64,6 +64,7 @@ from llmasos.kernel.errors import (
 )
 from llmasos.kernel.gate import Gate
 from llmasos.kernel.grammar import GrammarCompiler
+from llmasos.kernel.grants import filled_limits
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.branch import Past, past_of
 from llmasos.kernel.journal.entries import ProcessRow
@@ -111,6 +112,9 @@ class _Port:
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Any:
         return await self.runtime.syscall(self.pid, name, args, on_chunk)
+
+    def stray(self, text: str) -> None:
+        self.runtime.note_stray(self.pid, text)
 
 
 class Runtime:
@@ -285,7 +289,7 @@ class Runtime:
             title=title,
             capabilities=capabilities or (self.capabilities if ppid == KERNEL_PID else None),
             grants=grants,
-            limits=self.budgets.of_child(ppid, limits or Limits()),
+            limits=self.budgets.of_child(ppid, filled_limits(limits or Limits(), loaded.info)),
             nice=nice,
             seed=self._child_seed(ppid) if seed is None else seed,
             group=group,
@@ -538,6 +542,22 @@ class Runtime:
         """Add to a process's stdout."""
         self._task(pid).output.write(text)
 
+    def log_text(self, pid: Pid) -> str:
+        """A process's log so far."""
+        return self._task(pid).log.text
+
+    def write_log(self, pid: Pid, text: str) -> None:
+        """Add to a process's log."""
+        self._task(pid).log.write(text)
+
+    def note_stray(self, pid: Pid, text: str) -> None:
+        """Add what an app wrote past the kernel to its log, but for what it writes only because it is
+        run again: that is in its log since the first time."""
+        process, task = self.kernel.process(pid), self._tasks[pid]
+        if task.feed is None or task.feed.is_over:
+            self._record(process, ("note", text))
+            task.log.write(text)
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Send a line to a process's stdin, or None for the end of file."""
         self._record(self.kernel.live(pid), ("in", text))
@@ -760,6 +780,7 @@ class Runtime:
         if task.short_of_time is not None:
             task.short_of_time.cancel()
         task.output.close()
+        task.log.close()
         task.done.set()
         self._forget_old_output()
         if not comes_back:

@@ -203,7 +203,6 @@ def _open_journal(settings: Settings) -> JournalStore | None:
 def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
-    from llmasos.apps.builtin import load_builtin
     from llmasos.kernel.accounts import Prices
     from llmasos.kernel.approvals import Remembered
     from llmasos.kernel.audit_log import AuditFile, AuditLog
@@ -212,6 +211,7 @@ def _runtime(
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.taint import Trust
+    from llmasos.shell.installed.apps import Apps
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
@@ -235,7 +235,7 @@ def _runtime(
             sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"),
             mounted=(*mounted, *_plugged([each.name for each in mounted])),
         ),
-        programs=load_builtin,
+        programs=Apps(settings.home).load,
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),
         options=options,

@@ -215,6 +215,10 @@ class SocketSession:
         """Its output until now."""
         return await self._call("output_text", str, pid=pid)
 
+    async def log_text(self, pid: Pid) -> str:
+        """Its log until now."""
+        return await self._call("log_text", str, pid=pid)
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Add to its stdin; None is end of file."""
         await self._call("send_input", _NOTHING, pid=pid, text=text)

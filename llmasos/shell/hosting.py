@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ async def hosted(settings: Settings) -> AsyncGenerator[Host]:
     """Boot a kernel and serve it for as long as the context lasts. Raises `ConfigError`."""
     async with booted(settings) as runtime:
         runtime.questions.has_people = True  # somebody may attach at any time
-        session = LocalSession(runtime, installed_apps)
+        session = LocalSession(runtime, functools.partial(installed_apps, settings.home))
         server = Server(session)
         async with server.serving(settings.home):
             yield Host(session, server)

@@ -188,6 +188,10 @@ class LocalSession:
         """Its output until now."""
         return self._runtime.output_text(pid)
 
+    async def log_text(self, pid: Pid) -> str:
+        """Its log until now."""
+        return self._runtime.log_text(pid)
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Add to its stdin; None is end of file."""
         await self._runtime.send_input(pid, text)

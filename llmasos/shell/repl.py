@@ -77,7 +77,7 @@ class Shell:
         self._status: KernelStatus | None = None
         self._processes: list[ProcessInfo] = []
         self._seen: set[int] = set()
-        self._apps: list[AppInfo] = installed_apps()
+        self._apps: list[AppInfo] = installed_apps(settings.home)
         self._prompt: PromptSession[str] = PromptSession(
             "> ",
             history=open_history(settings.home),

@@ -173,6 +173,10 @@ class KernelSession(Protocol):
         """What the process has written until now."""
         ...
 
+    async def log_text(self, pid: Pid) -> str:
+        """What it and its app have noted until now, its output aside."""
+        ...
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Add one line (or several as one) to the process's stdin; None is end of file."""
         ...

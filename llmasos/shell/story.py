@@ -202,7 +202,7 @@ class _Teller:
         self._say(f"has the limits {json.dumps(given)} now")
 
     def tell_note(self, text: str) -> None:
-        self._say(text)
+        self._say("writes past the kernel", "", text)
 
     def tell_boot(self, at: float) -> None:
         self._see(at)

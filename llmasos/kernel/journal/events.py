@@ -7,7 +7,7 @@ Of a process's life
     sig    number                             a signal arrived
     nice   number                             its niceness was changed
     front  flag                               it was brought to the foreground or taken from it
-    note   text                               something that its user should know
+    note   text                               its app wrote this past the kernel
     taint  labels                             text from outside is about to reach it
     rule   {...}                              a person's answer that holds as long as it lives
     cap    handle, line, allows, call         it was given a capability, derived from that line of others

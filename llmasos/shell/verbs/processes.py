@@ -179,6 +179,10 @@ async def fork(environment: Environment, args: Namespace) -> int:
 
 def _configure_logs(parser: Parser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until it exits")
+    parser.add_argument(
+        "--log", action="store_true",
+        help="its log instead: what it notes, and what its code writes past the kernel",
+    )  # fmt: skip
     parser.add_argument("pid", type=pid, metavar="PID")
 
 
@@ -188,7 +192,8 @@ async def logs(environment: Environment, args: Namespace) -> int:
         await _show_output(environment, args)
     except (NoKernel, NoSuchProcess) as error:
         history = await anyio.to_thread.run_sync(_remembered_history, environment, args.pid, error)
-        await environment.output.stream("".join(history.holdings.output))
+        holdings = history.holdings
+        await environment.output.stream("".join(holdings.log if args.log else holdings.output))
     environment.output.end_line_on_terminal()
     return 0
 
@@ -204,6 +209,9 @@ def _remembered_history(environment: Environment, target: Pid, error: LlmosError
 
 async def _show_output(environment: Environment, args: Namespace) -> None:
     session = await environment.sessions.running()
+    if args.log:
+        await environment.output.stream(await session.log_text(args.pid))
+        return
     if not args.follow:
         await environment.output.stream(await session.output_text(args.pid))
         return

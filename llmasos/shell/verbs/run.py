@@ -31,6 +31,7 @@ from llmasos.shell.grants import (
     limits_of,
 )
 from llmasos.shell.params import parse_params
+from llmasos.shell.plain import one_line
 from llmasos.shell.session import KernelSession, RuleRequest, SpawnRequest
 from llmasos.shell.verbs.verb import Verb, kernel_flags
 
@@ -134,6 +135,7 @@ async def run(environment: Environment, args: Namespace) -> int:
     session = await _session(environment, args)
     app = await app_named(session, args.app)
     params = {**(args.params or {}), **parse_params(app, args.args)}
+    await _tell_if_made_for_another(environment, session, app)
     request = request_for(environment, app, args, params)
     if args.detach or args.background:
         pid = await in_back(environment, session, request, detached=args.detach)
@@ -144,6 +146,16 @@ async def run(environment: Environment, args: Namespace) -> int:
     attention = Attention(environment, session, pid, args.approve)
     status = await attention.until_exit(stdin=has_stdin)
     return exit_code(environment, status)
+
+
+async def _tell_if_made_for_another(
+    environment: Environment, session: KernelSession, app: AppInfo
+) -> None:
+    """Say so where an app prefers models that this kernel does not have."""
+    if app.models and (model := (await session.status()).model) not in app.models:
+        environment.output.note(
+            f"{app.name} is made for {one_line(', '.join(app.models))}, and this kernel has {model}."
+        )
 
 
 async def in_back(
