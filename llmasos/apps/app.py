@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmasos.apps.port import Port
 from llmasos.apps.proc import Proc
-from llmasos.kernel.abi import AppInfo
+from llmasos.kernel.abi import AppInfo, Limits
 from llmasos.kernel.errors import InvalidArguments
 
+NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*", re.ASCII)
+"""What an app may be called."""
 Main = Callable[..., Awaitable[int | None]]
 
 
@@ -58,18 +61,39 @@ class App:
 
 
 def app(
-    *, name: str, summary: str, syscalls: Sequence[str] = (), version: str = "0.1.0"
+    *,
+    name: str,
+    summary: str,
+    syscalls: Sequence[str] = (),
+    version: str = "0.1.0",
+    hosts: Sequence[str] = (),
+    limits: Limits | None = None,
+    models: Sequence[str] = (),
 ) -> Callable[[Main], App]:
     """Make `async def main(proc)` or `async def main(proc, params: SomeModel)` an app.
 
-    `syscalls` are patterns of what it wants to call beyond its own contexts, output and children;
-    what it may call is its process's capabilities. Raises `TypeError` for another signature.
+    `syscalls` are patterns of what it wants to call beyond its own contexts, output and children, and
+    `hosts` of what it wants to reach on the web: whoever installs it is asked for them, and what it may do
+    is its process's capabilities. `limits` hold where whoever starts it sets none; `models` are those it
+    is made for, the best first. Raises `TypeError` for another signature, `ValueError` for a name that
+    is none.
     """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for an app: use small letters, digits and hyphens.")
 
     def decorate(main: Main) -> App:
         params = _params_of(main)
         schema = (params or NoParams).model_json_schema()
-        info = AppInfo(name, version, summary, tuple(syscalls), schema)
+        info = AppInfo(
+            name,
+            version,
+            summary,
+            tuple(syscalls),
+            schema,
+            hosts=tuple(hosts),
+            limits=limits or Limits(),
+            models=tuple(models),
+        )
         return App(main, info=info, params=params)
 
     return decorate

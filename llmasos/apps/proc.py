@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack, overload
 
 from llmasos.apps.context import ContextHandle
+from llmasos.apps.memory import Memories
 from llmasos.apps.options import GenerateOptions, Model
 from llmasos.apps.pipes import Mailbox, Pipe, PipeReader, PipeWriter
 from llmasos.apps.port import Port
@@ -21,6 +22,7 @@ from llmasos.kernel.abi import (
     Narrowing,
     Pid,
     ProcessInfo,
+    Score,
     Signal,
     SyscallInfo,
     WindowPolicy,
@@ -121,6 +123,22 @@ class Proc:
         line: str | None = await self.call("io.read_line")
         return line if line is None else line.rstrip("\r\n")
 
+    async def log(self, *text: object, level: str = "info") -> None:
+        """Note something for whoever looks after the process (`llmasos logs PID`), not for its user.
+
+        `level` is `debug`, `info`, `warning` or `error`.
+        """
+        await self.call("io.log", text=" ".join(map(str, text)), level=level)
+
+    async def progress(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Say how far it is, of how much in all: `ps` shows it."""
+        await self.call("io.progress", done=done, total=total, text=text)
+
+    @property
+    def memory(self) -> Memories:
+        """What it and others remember beyond their contexts."""
+        return Memories(self.port)
+
     # --- the model
 
     def context(self, *, window: WindowPolicy | str = WindowPolicy.ERROR) -> ContextHandle:
@@ -168,6 +186,12 @@ class Proc:
         async with self.context() as context:
             await context.append(prompt)
             return await context.choose(candidates, mean=mean)
+
+    async def score(self, prompt: str, candidates: Sequence[str]) -> list[Score]:
+        """How likely each text is as what comes after a prompt; see `ContextHandle.score`."""
+        async with self.context() as context:
+            await context.append(prompt)
+            return await context.score(candidates)
 
     # --- other processes
 

@@ -19,6 +19,7 @@
 from llmasos.apps.app import App, NoParams, app
 from llmasos.apps.context import ContextHandle
 from llmasos.apps.gather import gather
+from llmasos.apps.memory import Memories, Memory
 from llmasos.apps.options import (
     GenerateOptions,
     choice_grammar,
@@ -61,6 +62,8 @@ __all__ = [
     "Grant",
     "LimitInfo",
     "Limits",
+    "Memories",
+    "Memory",
     "Message",
     "Narrowing",
     "NoParams",

@@ -73,6 +73,8 @@ class ScriptedPort:
         """Text of each open context by id: what was appended, turns as `role: content` lines."""
         self.closed: list[int] = []
         self.output = ""
+        self.log = ""
+        self.progress: list[tuple[float, float | None, str]] = []
         self._replies = {name: deque(queue) for name, queue in (replies or {}).items()}
         self._stdin = deque(stdin)
         self._tools = list(tools)
@@ -141,6 +143,12 @@ class ScriptedPort:
 
     def _io_write(self, text: str) -> None:
         self.output += text
+
+    def _io_log(self, text: str, level: str = "info") -> None:
+        self.log += f"[{level}] {text}\n"
+
+    def _io_progress(self, done: float, total: float | None = None, text: str = "") -> None:
+        self.progress.append((done, total, text))
 
     def _io_read_line(self) -> str | None:
         return self._stdin.popleft() if self._stdin else None

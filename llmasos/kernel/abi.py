@@ -16,6 +16,8 @@ from typing import Any, NewType
 Pid = NewType("Pid", int)
 ContextId = NewType("ContextId", int)
 """A process's own number for one of its contexts, like a file descriptor: 0, 1, 2 ..."""
+Labels = tuple[str, ...]
+"""Where text from outside came from, such as `web:https://example.org/`; see `kernel.taint`."""
 
 
 class Effect(enum.StrEnum):
@@ -245,6 +247,10 @@ class Capabilities:
     arguments: tuple[ArgumentRule, ...] = ()
     """All that apply to a call must hold."""
     expires_at: float | None = None
+    secrets: tuple[str, ...] = ()
+    """Patterns of secrets in the vault that its calls may draw on; none unless granted."""
+    tainted: tuple[str, ...] = ()
+    """Patterns of syscalls that need nobody's approval though text from outside has reached the process."""
 
     def allows(self, name: str) -> bool:
         """Whether a syscall of this name may be called at all."""
@@ -253,6 +259,14 @@ class Capabilities:
     def allows_host(self, host: str) -> bool:
         """Whether a host, `name` or `name:port`, may be reached."""
         return any(_covers(pattern.lower(), host.lower()) for pattern in self.hosts)
+
+    def allows_secret(self, name: str) -> bool:
+        """Whether a secret of this name may be drawn on."""
+        return any(matches(name, pattern) for pattern in self.secrets)
+
+    def trusts(self, name: str) -> bool:
+        """Whether a syscall of this name may be made whatever has reached the process."""
+        return any(matches(name, pattern) for pattern in self.tainted)
 
     def with_hosts(self, wanted: tuple[str, ...]) -> Capabilities:
         """The same with the hosts that both it and `wanted` allow, so never more."""
@@ -289,6 +303,8 @@ class Narrowing:
     arguments: tuple[ArgumentRule, ...] = ()
     """Rules that are added."""
     expires_in_s: float | None = None
+    secrets: tuple[str, ...] | None = None
+    tainted: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +446,65 @@ class ProcessInfo:
     """Path of the group it is in; empty for the root group."""
     note: str = ""
     """Why it stands still, where that is not its own doing."""
+    progress: str = ""
+    """How far it says that it is."""
+    taint: Labels = ()
+    """Which text from outside has reached it."""
+
+
+class QuestionKind(enum.StrEnum):
+    """What a person is asked for."""
+
+    APPROVAL = "approval"
+    """May this syscall be made?"""
+    ACTION = "action"
+    """May this be done? Asked by the app itself (`human.approve`)."""
+    TEXT = "text"
+    """A question that is answered in words (`human.ask`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something that a process waits for a person to answer. All texts in it are untrusted."""
+
+    id: int
+    pid: Pid
+    app: str
+    kind: QuestionKind
+    text: str
+    """The question, or the name of the syscall."""
+    arguments: str = ""
+    """Of the syscall, as JSON, whole."""
+    choices: tuple[str, ...] = ()
+    taint: Labels = ()
+    asked_at: float = 0.0
+    ends_at: float | None = None
+    """When it is no longer waited for."""
+
+
+class Remember(enum.StrEnum):
+    """For whom an answer holds beyond the one call that was asked about."""
+
+    NOTHING = ""
+    SESSION = "session"
+    """This process, as long as it lives."""
+    APP = "app"
+    """Every process of this app, in this home."""
+    ALWAYS = "always"
+    """Every process in this home."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person said."""
+
+    allow: bool
+    text: str = ""
+    """The answer in words; of a denial, the reason."""
+    remember: Remember = Remember.NOTHING
+    match: dict[str, str] = field(default_factory=dict, hash=False)
+    """What is remembered holds for calls whose arguments match these patterns; empty: for exactly the
+    arguments that were asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,11 +576,28 @@ class SyscallInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AppGrant:
+    """What whoever installed an app lets it do beyond what every app may, as patterns."""
+
+    syscalls: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AppInfo:
-    """An app as `app list` shows it."""
+    """An app's manifest, as `app info` shows it."""
 
     name: str
     version: str
     summary: str
     syscalls: tuple[str, ...]
+    """Patterns of what it wants to call, beyond what every app may."""
     parameters: dict[str, Any] = field(hash=False)
+    hosts: tuple[str, ...] = ()
+    """Patterns of the hosts that it wants to reach."""
+    limits: Limits = Limits()
+    """What it is to be held to where whoever starts it says nothing else."""
+    models: tuple[str, ...] = ()
+    """Models that it is made for, the best first; empty where any will do."""
+    grant: AppGrant | None = None
+    """What its processes are held to; None for an app that comes with LLMasOS."""

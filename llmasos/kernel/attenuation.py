@@ -39,6 +39,10 @@ def narrowed(allows: Capabilities, by: Narrowing, now: float) -> Capabilities:
         less = replace(less, mounts=_kept(allows, by.mounts))
     if by.read_only:
         less = replace(less, mounts=tuple(replace(each, read_only=True) for each in less.mounts))
+    if by.secrets is not None:
+        less = replace(less, secrets=meet_patterns(allows.secrets, by.secrets))
+    if by.tainted is not None:
+        less = replace(less, tainted=meet_patterns(allows.tainted, by.tainted))
     if by.expires_in_s is not None:
         less = replace(less, expires_at=_sooner(allows.expires_at, now + by.expires_in_s))
     return less
@@ -54,6 +58,8 @@ def meet(ours: Capabilities, theirs: Capabilities) -> Capabilities:
         mounts=tuple(_met_mounts(ours, theirs)),
         arguments=_with_rules(ours.arguments, theirs.arguments),
         expires_at=_sooner(ours.expires_at, theirs.expires_at),
+        secrets=meet_patterns(ours.secrets, theirs.secrets),
+        tainted=meet_patterns(ours.tainted, theirs.tainted),
     )
 
 

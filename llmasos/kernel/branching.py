@@ -32,6 +32,7 @@ from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.process import KERNEL_PID
 from llmasos.kernel.recovery import ComeBack, bring_in, reason_to_hold
+from llmasos.kernel.rules import Decision
 from llmasos.kernel.tasks import Task
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _spawn_values(
         "title": beginning.title or f"{spawn['title'] or spawn['app']} from {origin}",
         "capabilities": capabilities,
         "foreground": beginning.foreground,
+        "rules": [rule for rule in spawn.get("rules", ()) if rule["decision"] != Decision.ALLOW],
         "fingerprint": core.fingerprint,
         "from": {
             "pid": past.pid,

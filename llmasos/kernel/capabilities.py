@@ -32,6 +32,7 @@ from llmasos.kernel.abi import (
 )
 from llmasos.kernel.attenuation import broken_rule, narrowed
 from llmasos.kernel.errors import KernelBug, LimitExceeded, PermissionDenied
+from llmasos.kernel.grants import held_to_grant
 
 if TYPE_CHECKING:
     from llmasos.kernel.process import Process
@@ -101,9 +102,11 @@ class CapabilityTree:
     def grant(
         self, process: Process, allows: Capabilities, parent: Capability | None = None
     ) -> Capability:
-        """Put a new capability into a process's table. Raises `LimitExceeded` where that is full."""
+        """Put a new capability into a process's table, an installed app's no wider than its user has
+        granted. Raises `LimitExceeded` where the table is full."""
         if process.next_handle >= MAX_HANDLES:
             raise LimitExceeded(f"A process is given {MAX_HANDLES} capabilities at most.")
+        allows = held_to_grant(allows, process.program.info)
         capability = Capability(process.pid, process.next_handle, allows, parent)
         self._add(process, capability)
         return capability
@@ -245,15 +248,17 @@ def authorised(
 
 
 def _together(one: Capabilities, other: Capabilities) -> Capabilities:
-    """The first one's root, and the hosts and mounts of both."""
+    """The first one's root, and the hosts, mounts and secrets of both."""
     if other is one:
         return one
     names = {mount.name for mount in one.mounts}
     mounts = (*one.mounts, *(each for each in other.mounts if each.name not in names))
     hosts = tuple(dict.fromkeys((*one.hosts, *other.hosts)))
-    if (mounts, hosts) == (one.mounts, one.hosts):
+    secrets = tuple(dict.fromkeys((*one.secrets, *other.secrets)))
+    tainted = tuple(dict.fromkeys((*one.tainted, *other.tainted)))
+    if (mounts, hosts, secrets, tainted) == (one.mounts, one.hosts, one.secrets, one.tainted):
         return one
-    return replace(one, mounts=mounts, hosts=hosts)
+    return replace(one, mounts=mounts, hosts=hosts, secrets=secrets, tainted=tainted)
 
 
 def _refusal(

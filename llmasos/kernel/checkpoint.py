@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from llmasos.kernel.abi import Labels
 from llmasos.kernel.errors import CheckpointRefused, ConfigError
 
 FORMAT: Final = 1
@@ -68,6 +69,8 @@ class OwnedFile(BaseModel):
 
     path: str = Field(min_length=1, max_length=4096)
     member: str
+    labels: list[str] = Field(default_factory=list, max_length=64)
+    """Where text in it came from, if from outside."""
 
 
 class Manifest(BaseModel):
@@ -103,6 +106,8 @@ class Checkpoint:
     events: Sequence[bytes]
     files: Mapping[str, bytes] = field(default_factory=dict)
     """By their paths under the process's root."""
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    """Of files that hold text from outside."""
     page_size: int = 0
     bytes_per_page: int = 0
     pages: Mapping[bytes, bytes] = field(default_factory=dict)
@@ -173,7 +178,8 @@ def _parts(checkpoint: Checkpoint) -> tuple[dict[str, bytes], list[OwnedFile]]:
     for number, (path, content) in enumerate(sorted(checkpoint.files.items())):
         member = f"files/{number:06}"
         parts[member] = content
-        files.append(OwnedFile(path=path, member=member))
+        labels = list(checkpoint.labels.get(path, ()))
+        files.append(OwnedFile(path=path, member=member, labels=labels))
     for key, content in checkpoint.pages.items():
         parts[f"pages/{key.hex()}"] = content
     return parts, files
@@ -291,6 +297,7 @@ def _assembled(manifest: Manifest, parts: Mapping[str, bytes]) -> Checkpoint:
         spawn=_spawn(manifest, events),
         events=events,
         files={path: parts[member] for path, member in files.items()},
+        labels={owned.path: tuple(owned.labels) for owned in manifest.files if owned.labels},
         page_size=manifest.page_size,
         bytes_per_page=manifest.bytes_per_page,
         pages=pages,

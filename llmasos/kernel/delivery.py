@@ -62,7 +62,8 @@ class Turns:
         """What is to be run after the next turn, after the one after it, and so on."""
 
     def after(self, num_turns: int, act: Act) -> None:
-        """Run `act` so many turns, 1 or more, from now."""
+        """Run `act` once so many whole turns, 1 or more, are over; on its own, so that what it raises
+        concerns nobody else."""
         if not self._due:
             asyncio.get_running_loop().call_soon(self._turn)
         while len(self._due) < num_turns:
@@ -70,11 +71,11 @@ class Turns:
         self._due[num_turns - 1].append(act)
 
     def _turn(self) -> None:
-        due = self._due.popleft()
+        loop, due = asyncio.get_running_loop(), self._due.popleft()
         if self._due:
-            asyncio.get_running_loop().call_soon(self._turn)
-        for act in due:
-            act()
+            loop.call_soon(self._turn)
+        for act in due:  # the counted turn had begun when it was asked for: this one is whole
+            loop.call_soon(act)
 
 
 class Deliveries:

@@ -21,7 +21,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -46,6 +46,7 @@ from llmasos.kernel.journal.history import OpenCall, token_event
 from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.process import Process
 from llmasos.kernel.recordable import refuse_unrecordable
+from llmasos.kernel.redaction import Secret, redacted, scrubbed
 from llmasos.kernel.strands import UNNAMED, CallId, next_call
 from llmasos.kernel.syscall import Call, Syscall
 from llmasos.kernel.tasks import Frame, Task
@@ -91,7 +92,7 @@ class Dispatcher:
         self._audit = audit
         self._trace = runtime.trace
         self._drivers = Workers(MAX_DRIVERS, name="llmasos-driver")
-        self.gate = Gate(runtime.kernel.ledger, runtime.now)
+        self.gate = Gate(runtime.kernel.ledger, runtime.now, runtime.approvals)
 
     @property
     def num_waiting(self) -> int:
@@ -249,20 +250,24 @@ class Dispatcher:
             raise Interrupted("The process was interrupted.")
         entry = self._runtime.syscalls[request.name]
         arguments = entry.validate(request.args)
-        if request.under_way is not None and not entry.is_repeatable:
+        if _may_have_happened(request, entry):
             raise MaybeDone(
                 f"{request.name} was under way where the kernel ended, or where this process branched"
                 " off; whether it happened is not known."
             )
         call = self._call(request)
         with self._frame(request, call):
-            call = await self.gate.admit(process, entry, arguments, call)
-            await self._before_the_world_changes(request, entry)
-            return await self._drive(entry, call, arguments)
+            try:
+                call = await self.gate.admit(process, entry, arguments, call)
+                await self._before_the_world_changes(request, entry)
+                return await self._drive(entry, call, arguments)
+            finally:
+                self._kernel.taint(process, call.sources)
 
     def _call(self, request: _Request) -> Call:
         process, under_way = request.process, request.under_way
         on_chunk, jobs = request.on_chunk, list[Job]()
+        sources, drawn = list[str](), list[Secret]()
         planner: Callable[[Any], None] | None = None
         if self._journal is not None:
             on_chunk = self._stream(request, self._journal)
@@ -274,7 +279,7 @@ class Dispatcher:
             process.pid,
             process.capabilities,
             self._runtime,
-            on_chunk,
+            self._guarded(process, sources, drawn, on_chunk),
             jobs,
             id=request.call_id,
             begun_at=under_way.action.at if under_way else self._runtime.now(),
@@ -282,8 +287,30 @@ class Dispatcher:
             chunks=tuple(under_way.chunks) if under_way else (),
             receipt=under_way.receipts[-1] if under_way and under_way.receipts else None,
             planner=planner,
+            taint=process.taint,
+            sources=sources,
+            drawn=drawn,
+            is_approved=under_way is not None and under_way.is_approved,
             charger=self._charger(request),
         )
+
+    def _guarded(
+        self,
+        process: Process,
+        sources: list[str],
+        drawn: list[Secret],
+        on_chunk: Callable[[Chunk], None] | None,
+    ) -> Callable[[Chunk], None] | None:
+        """The same, with the process labelled before it is given a chunk from outside; no secret is in it."""
+        if on_chunk is None:
+            return None
+
+        def labelled(chunk: Chunk) -> None:
+            if sources:
+                self._kernel.taint(process, sources)
+            on_chunk(replace(chunk, text=redacted(chunk.text, drawn)) if drawn else chunk)
+
+        return labelled
 
     def _charger(self, request: _Request) -> Callable[[int], None]:
         charge = functools.partial(self._runtime.charge_bytes, request.process.pid, request.call_id)
@@ -311,6 +338,16 @@ class Dispatcher:
         await journal.ticket().wait()
 
     async def _drive(self, entry: Syscall, call: Call, arguments: dict[str, Any]) -> Any:
+        if entry.is_foreign:
+            call.came_from((entry.name,))
+        try:
+            return _redacted_of(call, await self._run(entry, call, arguments))
+        except LlmosError as error:
+            if (clean := scrubbed(error, call.drawn)) is error:
+                raise
+            raise clean from None
+
+    async def _run(self, entry: Syscall, call: Call, arguments: dict[str, Any]) -> Any:
         try:
             with anyio.fail_after(entry.deadline_s):
                 if entry.is_async:
@@ -322,7 +359,8 @@ class Dispatcher:
         except LlmosError:
             raise
         except Exception as error:
-            debug(error)
+            if not call.drawn:  # its text could hold a secret
+                debug(error)
             raise Failed(f"{entry.name} failed: {type(error).__name__}: {error}") from error
 
     @contextlib.contextmanager
@@ -344,6 +382,17 @@ class Dispatcher:
             if scope.cancelled_caught:
                 raise Interrupted(f"{name} was interrupted.")
             task.has_pending_int = True
+
+
+def _redacted_of(call: Call, result: Any) -> Any:
+    """A result without the secrets that its driver used."""
+    return redacted(result, call.drawn) if call.drawn else result
+
+
+def _may_have_happened(request: _Request, entry: Syscall) -> bool:
+    """Whether an earlier kernel may have done what cannot be done again."""
+    under_way = request.under_way
+    return under_way is not None and not (entry.is_repeatable or under_way.is_asked_about)
 
 
 def _from_thread(work: Callable[[Any], Coroutine[Any, Any, None]]) -> Callable[[Any], None]:

@@ -19,6 +19,7 @@ from llmasos.kernel.errors import SyscallError
 from llmasos.kernel.limits import Ledger
 
 if TYPE_CHECKING:
+    from llmasos.kernel.approvals import Approvals
     from llmasos.kernel.process import Process
     from llmasos.kernel.syscall import Call, Syscall
 
@@ -48,7 +49,8 @@ def _unwatched(_process: Process, _entry: Syscall, _call: Call, _verdict: Verdic
 class Gate:
     """Admits the calls of every process of one runtime."""
 
-    def __init__(self, ledger: Ledger, now: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, now: Callable[[], float], approvals: Approvals) -> None:
+        self.approvals = approvals
         self.on_verdict: OnVerdict = _unwatched
         self._ledger = ledger
         self._now = now
@@ -59,6 +61,7 @@ class Gate:
         """The call as it is to be served. Raises `PermissionDenied` or `LimitExceeded`."""
         try:
             handle, admitted = self._authorise(process, entry, arguments, call)
+            await self.approvals.settle(process, entry, arguments, admitted)
         except SyscallError as error:
             self.on_verdict(process, entry, call, Verdict(None, error))
             raise

@@ -62,6 +62,7 @@ from llmasos.kernel.program import Program
 from llmasos.kernel.scheduler import Plan, Scheduler, too_large
 from llmasos.kernel.shift import Shift, from_page, runs_to_shift, shift_salt, shifted_from
 from llmasos.kernel.swap import Swap
+from llmasos.kernel.taint import joined
 from llmasos.kernel.window import FREE_SHARE
 
 RATE_WINDOW_S = 5.0
@@ -216,6 +217,8 @@ class Kernel:
             self.capabilities.forget(process)
             self.ledger.close(process)
             raise
+        if (parent := self.processes.get(ppid)) is not None:
+            process.taint, process.rules = parent.taint, parent.rules
         self.processes[process.pid] = process
         return process
 
@@ -231,6 +234,13 @@ class Kernel:
         else:
             source = held(parent, 0)
             self.capabilities.grant(process, meet(source.allows, capabilities), source)
+
+    def taint(self, process: Process, labels: Iterable[str]) -> None:
+        """Text from there is about to reach a process: it is labelled, for good."""
+        taint = joined(process.taint, labels)
+        if new := [label for label in taint if label not in process.taint]:
+            process.taint = taint
+            self.record(process, ("taint", new))
 
     def new_pid(self) -> Pid:
         """A number that no process had before. Raises `OutOfMemory` when there are too many of them."""

@@ -6,7 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 
 MAX_CHARS = 4_000_000
+MAX_LOG_CHARS = 256_000
 GAP = "[older output dropped]\n"
+
+
+def log_line(text: str, level: str = "info") -> str:
+    """What a note of a process looks like in its log."""
+    return f"[{level}] {text}\n"
+
+
+def progress_text(done: float, total: float | None = None, text: str = "") -> str:
+    """How far a process says that it is, in a few words."""
+    number = f"{float(done):g}" + ("" if total is None else f"/{float(total):g}")
+    return f"{number} {text}".rstrip()
 
 
 class Output:

@@ -11,6 +11,7 @@ from llmasos.kernel.abi import (
     Capabilities,
     ContextId,
     ExitStatus,
+    Labels,
     Limits,
     Pid,
     ProcessInfo,
@@ -21,6 +22,7 @@ from llmasos.kernel.capabilities import NOTHING, Capability
 from llmasos.kernel.context import Context
 from llmasos.kernel.groups import Group, Turn
 from llmasos.kernel.program import Program
+from llmasos.kernel.rules import Rule
 from llmasos.kernel.sampling import derive_seed
 from llmasos.kernel.strands import CallId
 
@@ -92,7 +94,14 @@ class Process:
     next_context_id: int = 0
     num_scratch: int = 0
 
+    taint: Labels = ()
+    """Which text from outside has reached it; grows, never shrinks."""
+    rules: tuple[Rule, ...] = ()
+    """What a person said of its calls: when it was started, and in answers that hold as long as it lives."""
+
     stopped: bool = False
+    progress: str = ""
+    """How far it says that it is."""
     note: str = ""
     """Why it stands still, where that is not its own doing."""
     waits_since: float = 0.0
@@ -193,4 +202,6 @@ class Process:
             ),
             group=self.group.path,
             note=self.note,
+            progress=self.progress,
+            taint=self.taint,
         )

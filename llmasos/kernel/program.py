@@ -28,6 +28,10 @@ class Port(Protocol):
         """Make a syscall and await its result; raises `SyscallError`."""
         ...
 
+    def stray(self, text: str) -> None:
+        """Take what the app has written past the kernel, for its log. Never blocks."""
+        ...
+
 
 class Program(Protocol):
     """An app that can be run."""

@@ -18,6 +18,7 @@ import anyio.to_thread
 from llmasos.kernel.abi import (
     AppInfo,
     ContextId,
+    Labels,
     Pid,
 )
 from llmasos.kernel.accounts import Account, limits_of
@@ -33,6 +34,8 @@ from llmasos.kernel.journal.journal import Journal
 from llmasos.kernel.output import Input, Output
 from llmasos.kernel.process import KERNEL_PID, Process, Usage
 from llmasos.kernel.program import Port, Program
+from llmasos.kernel.rules import Rule, rule_of, rule_values
+from llmasos.kernel.taint import joined
 from llmasos.kernel.tasks import Task
 
 if TYPE_CHECKING:
@@ -97,6 +100,8 @@ def spawn_values(
         "interactive": process.is_interactive,
         "stdin": stdin,
         "foreground": foreground,
+        "taint": list(process.taint),
+        "rules": [rule_values(rule) for rule in process.rules],
         "model": core.model,
         "fingerprint": core.fingerprint,
         "vocab_size": core.vocab_size,
@@ -283,7 +288,19 @@ def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
         num_streams=holdings.num_streams,
         num_children=holdings.num_children,
         next_context_id=holdings.next_context_id,
+        progress=holdings.progress,
+        taint=labels_of(history),
+        rules=_rules(history),
     )
+
+
+def labels_of(history: History) -> Labels:
+    """Which text from outside had reached a process."""
+    return joined(history.spawn.get("taint", ()), history.holdings.taint)
+
+
+def _rules(history: History) -> tuple[Rule, ...]:
+    return tuple(map(rule_of, (*history.holdings.rules, *history.spawn.get("rules", ()))))
 
 
 def _is_interactive(history: History) -> bool:
@@ -331,6 +348,8 @@ def _task(runtime: Runtime, history: History) -> Task:
     if history.exit is not None:
         output.close()
     task = runtime.task(output, stdin)
+    for text in history.holdings.log:
+        task.log.write(text)
     task.children.update(history.holdings.children)
     task.signals.extend(history.holdings.signals)
     task.was_short = history.holdings.was_short

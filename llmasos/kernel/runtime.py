@@ -11,10 +11,11 @@ STOP holds a process at the door of its next syscall and takes its jobs out of t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,11 +36,13 @@ from llmasos.kernel.abi import (
     GroupInfo,
     GroupLimits,
     KernelStatus,
+    Labels,
     Limits,
     Pid,
     ProcessInfo,
     Signal,
 )
+from llmasos.kernel.approvals import Approvals, Remembered
 from llmasos.kernel.archive import Archive
 from llmasos.kernel.audit import Audit
 from llmasos.kernel.audit_log import AuditLog
@@ -52,9 +55,16 @@ from llmasos.kernel.debug import debug
 from llmasos.kernel.delivery import Deliveries, Turns
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
-from llmasos.kernel.errors import InvalidArguments, KernelBug, ProcessError
+from llmasos.kernel.errors import (
+    InvalidArguments,
+    JournalDamaged,
+    KernelBug,
+    NoSuchProcess,
+    ProcessError,
+)
 from llmasos.kernel.gate import Gate
 from llmasos.kernel.grammar import GrammarCompiler
+from llmasos.kernel.grants import filled_limits
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.branch import Past, past_of
 from llmasos.kernel.journal.entries import ProcessRow
@@ -68,12 +78,16 @@ from llmasos.kernel.output import Input, Output
 from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program, ProgramLoader
-from llmasos.kernel.recovery import Recovered, recover, spawn_values
+from llmasos.kernel.questions import Questions
+from llmasos.kernel.recovery import Recovered, labels_of, recover, spawn_values
+from llmasos.kernel.redaction import Vault
+from llmasos.kernel.rules import Policy, Rule
 from llmasos.kernel.sampling import derive_seed
 from llmasos.kernel.scheduler import Plan
 from llmasos.kernel.strands import CallId, begin_strands
 from llmasos.kernel.swap import Swap
 from llmasos.kernel.syscall import Call, SyscallTable
+from llmasos.kernel.taint import Trust, joined
 from llmasos.kernel.tasks import Task
 from llmasos.kernel.tokenizer import Tokenizer
 from llmasos.kernel.trace import Trace
@@ -99,6 +113,9 @@ class _Port:
     ) -> Any:
         return await self.runtime.syscall(self.pid, name, args, on_chunk)
 
+    def stray(self, text: str) -> None:
+        self.runtime.note_stray(self.pid, text)
+
 
 class Runtime:
     """A running kernel. Use as `async with Runtime(...) as runtime`."""
@@ -118,6 +135,10 @@ class Runtime:
         swap: Swap | None = None,
         journal: Journal | None = None,
         archives: Callable[[Process], Archive] | None = None,
+        policy: Policy | None = None,
+        remembered: Remembered | None = None,
+        trust: Trust | None = None,
+        vault: Vault | None = None,
         audit: AuditLog | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
@@ -138,6 +159,11 @@ class Runtime:
         self._tasks: dict[Pid, Task] = {}
         self._turns = Turns()
         self._journal = journal
+        self.trust, self.vault = trust or Trust(), vault
+        self.questions = Questions()
+        self.approvals = Approvals(
+            policy or Policy(), remembered or Remembered(), self.questions, self._record_now
+        )
         self.trace = Trace()
         """Where to listen to what processes do."""
         self.metrics = Metrics(syscalls, now=now)
@@ -238,6 +264,8 @@ class Runtime:
         interactive: bool | None = None,
         foreground: bool = False,
         call: CallId | None = None,
+        taint: Iterable[str] = (),
+        rules: tuple[Rule, ...] = (),
     ) -> Pid:
         """Start a process and return its pid, once that is in the journal.
 
@@ -246,7 +274,8 @@ class Runtime:
         `batch/nightly`, by default its parent's group. `interactive` (somebody waits at a terminal) is by
         default whether it has `stdin`. After a crash a `foreground` process comes back stopped: who waited
         for it is gone. `call` is its parent's syscall, made again after a crash perhaps: then its child is
-        there already.
+        there already. `taint` says where its parameters come from, if from outside,
+        `rules` what a person says of its calls.
         Raises `NoSuchApp`, `InvalidArguments`, `OutOfMemory`.
         """
         if (known := self._child_of(ppid, call)) is not None:
@@ -260,12 +289,14 @@ class Runtime:
             title=title,
             capabilities=capabilities or (self.capabilities if ppid == KERNEL_PID else None),
             grants=grants,
-            limits=self.budgets.of_child(ppid, limits or Limits()),
+            limits=self.budgets.of_child(ppid, filled_limits(limits or Limits(), loaded.info)),
             nice=nice,
             seed=self._child_seed(ppid) if seed is None else seed,
             group=group,
             is_interactive=stdin if interactive is None else interactive,
         )
+        process.taint = joined(process.taint, taint)
+        process.rules = (*rules, *process.rules)
         self._begin(process, call, stdin=stdin, foreground=foreground)
         self._start(process, self.task(Output(), Input(is_open=stdin)))
         await self.flushed()
@@ -326,6 +357,14 @@ class Runtime:
     async def shared_outcome(self, pid: Pid, child: Pid) -> tuple[ExitStatus, str]:
         """See `branching.outcome_of_shared_child`."""
         return await branching.outcome_of_shared_child(self, self._journal, self._tasks, pid, child)
+
+    async def taint_of(self, pid: Pid) -> Labels:
+        """Which text from outside has reached a process, live or finished; none where it is forgotten."""
+        if (process := self.kernel.processes.get(pid)) is not None:
+            return process.taint
+        with contextlib.suppress(NoSuchProcess, JournalDamaged, ProcessError):
+            return labels_of(await self.history(pid))
+        return ()
 
     async def history(self, pid: Pid) -> History:
         """All that a process, live or finished, has done. Raises `NoSuchProcess`, `JournalDamaged`."""
@@ -503,6 +542,22 @@ class Runtime:
         """Add to a process's stdout."""
         self._task(pid).output.write(text)
 
+    def log_text(self, pid: Pid) -> str:
+        """A process's log so far."""
+        return self._task(pid).log.text
+
+    def write_log(self, pid: Pid, text: str) -> None:
+        """Add to a process's log."""
+        self._task(pid).log.write(text)
+
+    def note_stray(self, pid: Pid, text: str) -> None:
+        """Add what an app wrote past the kernel to its log, but for what it writes only because it is
+        run again: that is in its log since the first time."""
+        process, task = self.kernel.process(pid), self._tasks[pid]
+        if task.feed is None or task.feed.is_over:
+            self._record(process, ("note", text))
+            task.log.write(text)
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Send a line to a process's stdin, or None for the end of file."""
         self._record(self.kernel.live(pid), ("in", text))
@@ -638,6 +693,10 @@ class Runtime:
         elif process.exit is None:
             self._journal.record(process.pid, event)
 
+    async def _record_now(self, process: Process, event: Event) -> None:
+        self._record(process, event)
+        await self.flushed()
+
     def _come_back(self, process: Process, task: Task, history: History) -> None:
         """Start a process that was read from the journal; its app is run again up to the present."""
 
@@ -721,6 +780,7 @@ class Runtime:
         if task.short_of_time is not None:
             task.short_of_time.cancel()
         task.output.close()
+        task.log.close()
         task.done.set()
         self._forget_old_output()
         if not comes_back:

@@ -4,6 +4,9 @@ A *strand* is one task of an app. The process's first task is the root strand; a
 strand of its own from its first syscall on, numbered among its parent's. A call is then a strand's path
 and a number there: `7`, `2/0`, `0/3/12`. Two runs of an app that are given the same results in the same
 order make the same calls under the same names, however many tasks they have.
+
+An app in an operating system's process of its own names its calls there, by this same file; the kernel is
+told each name and takes it over (`take_over_name`).
 """
 
 from __future__ import annotations
@@ -43,12 +46,28 @@ class Strand:
         return child
 
 
-_strand: ContextVar[Strand] = ContextVar("llmasos strand")
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Stands for a strand that is elsewhere, for one call of it."""
+
+    call: CallId
+
+    def next_call(self) -> CallId:
+        """The name that it was given there."""
+        return self.call
+
+
+_strand: ContextVar[Strand | _Told] = ContextVar("llmasos strand")
 
 
 def begin_strands() -> None:
     """Make the running task a process's root strand."""
     _strand.set(Strand("", asyncio.current_task()))
+
+
+def take_over_name(call: CallId) -> None:
+    """Name the one call that the running task is to make as an app elsewhere has named it."""
+    _strand.set(_Told(call))
 
 
 def next_call() -> CallId:

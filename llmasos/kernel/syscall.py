@@ -32,8 +32,9 @@ from pydantic import (
     create_model,
 )
 
-from llmasos.kernel.abi import Capabilities, Chunk, Effect, Pid, SyscallInfo
+from llmasos.kernel.abi import Capabilities, Chunk, Effect, Labels, Pid, SyscallInfo
 from llmasos.kernel.errors import ConfigError, InvalidArguments, NoSuchSyscall
+from llmasos.kernel.redaction import Secret
 from llmasos.kernel.strands import UNNAMED, CallId
 
 if TYPE_CHECKING:
@@ -66,6 +67,14 @@ class Call:
     """What it was about to do when a kernel ended under it; see `intend`."""
     planner: Callable[[Any], None] | None = None
     """Behind `intend`."""
+    taint: Labels = ()
+    """Which text from outside had reached the process when it asked: its arguments may be made of it."""
+    sources: list[str] = field(default_factory=list)
+    """Behind `came_from`."""
+    is_approved: bool = False
+    """A person allowed it, under an earlier kernel."""
+    drawn: list[Secret] = field(default_factory=list)
+    """Secrets that the driver uses: kept out of all that comes of the call."""
     charger: Callable[[int], None] | None = None
     """Behind `charge_bytes`."""
 
@@ -78,6 +87,11 @@ class Call:
     def real_root(self) -> str:
         """Names that folder, whichever way its process's root was written; below that root no link counts."""
         return os.path.join(os.path.realpath(self.capabilities.root), self.capabilities.within)
+
+    def came_from(self, labels: Iterable[str]) -> None:
+        """What this call returns, streams or fails with may hold text from there: the process is labelled
+        with it before it is given any. To be called before the first such text; from any thread."""
+        self.sources.extend(labels)
 
     def charge_bytes(self, num_bytes: int) -> None:
         """Count what is about to be written to a file. For drivers in worker threads; blocks. Raises
@@ -104,6 +118,8 @@ class Syscall:
     deadline_s: float | None
     is_repeatable: bool
     """Whether a call that a crash cut short is simply made again, with its `receipt`."""
+    is_foreign: bool = False
+    """Whether its results are text from outside, labelled with its name unless the driver says more."""
 
     @property
     def name(self) -> str:
@@ -158,13 +174,18 @@ def syscall(
     deadline_s: float | None = DEFAULT_DEADLINE_S,
     tool: bool = True,
     repeatable: bool | None = None,
+    foreign: bool | None = None,
 ) -> Callable[[Callable[..., Any]], Syscall]:
     """Make a function a syscall. `tool=False` keeps it out of what models are offered.
 
     `deadline_s` None leaves the call unbounded: for calls that wait for people or processes.
     `repeatable` says whether a call that a crash cut short may be made again: by default what is pure or
     reads. A driver that writes and can tell from its `receipt` what became of it may say so too.
+    `foreign` says whether its results are text from outside: by default those of external calls are. A driver
+    that tells what came from where by itself (`Call.came_from`) says False.
     """
+    if foreign is None:
+        foreign = effect is Effect.EXTERNAL
     if repeatable is None:
         repeatable = effect in (Effect.PURE, Effect.READ)
 
@@ -178,7 +199,9 @@ def syscall(
             tool=tool,
         )
         is_async = inspect.iscoroutinefunction(function)
-        return Syscall(info, function, arguments, is_async, deadline_s, repeatable)
+        return Syscall(
+            info, function, arguments, is_async, deadline_s, repeatable, is_foreign=foreign
+        )
 
     return decorate
 

@@ -11,7 +11,7 @@ from llmasos.kernel.abi import Pid, Signal
 from llmasos.kernel.delivery import Deliveries
 from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.feed import Feed
-from llmasos.kernel.output import Input, Output
+from llmasos.kernel.output import MAX_LOG_CHARS, Input, Output
 from llmasos.kernel.strands import CallId
 
 
@@ -31,6 +31,8 @@ class Task:
     output: Output
     input: Input
     deliveries: Deliveries
+    log: Output = field(default_factory=lambda: Output(MAX_LOG_CHARS))
+    """What it notes for whoever looks after it, its output aside."""
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     limit: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Ends it when its time is over."""

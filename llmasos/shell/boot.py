@@ -8,29 +8,33 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from llmasos.kernel.abi import Capabilities
+from llmasos.kernel.abi import Capabilities, Effect
 from llmasos.kernel.errors import ConfigError
-from llmasos.shell.home import JOURNAL_NAME, kernel_lock
+from llmasos.shell.home import ANSWERS_NAME, JOURNAL_NAME, kernel_lock
 from llmasos.shell.otel_live import exporting
 from llmasos.shell.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from llmasos.kernel.core import Core
     from llmasos.kernel.journal.store import JournalStore
+    from llmasos.kernel.redaction import Secret
+    from llmasos.kernel.rules import Policy
     from llmasos.kernel.runtime import Runtime
     from llmasos.kernel.swap import Swap
     from llmasos.kernel.syscall import Syscall
     from llmasos.kernel.tokenizer import Tokenizer
+    from llmasos.syscalls.vault import HomeVault
 
 
 @asynccontextmanager
@@ -90,15 +94,34 @@ async def _mounted(settings: Settings) -> AsyncGenerator[tuple[Syscall, ...]]:
         return
     try:
         from llmasos.syscalls.mcp import ServerConfig, mounted
+        from llmasos.syscalls.vault import HomeVault
     except ImportError as error:
         raise ConfigError(
             "[mcp.servers] needs the mcp package: pip install 'llmasos[mcp]'."
         ) from error
-    servers = {name: ServerConfig(**dict(each)) for name, each in settings.mcp.servers.items()}
+    vault = HomeVault(settings.home)
+    servers = {
+        name: ServerConfig(**{**dict(each), **with_secrets(vault, name, each.env)})
+        for name, each in settings.mcp.servers.items()
+    }
     async with mounted(servers) as mounts:
         for problem in mounts.problems:
             logging.getLogger("llmasos").warning("%s", problem)
         yield mounts.syscalls
+
+
+def with_secrets(vault: HomeVault, server: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """A server's environment with secrets where their names stand, and which those are."""
+    from llmasos.syscalls.vault import REFERENCE
+
+    drawn: list[Secret] = []
+
+    def value_of(match: re.Match[str]) -> str:
+        drawn.append(vault.for_server(match[1], server))
+        return drawn[-1].value
+
+    filled = {name: REFERENCE.sub(value_of, value) for name, value in env.items()}
+    return {"env": filled, "secrets": tuple(drawn)}
 
 
 def _plugged(taken: list[str]) -> tuple[Syscall, ...]:
@@ -180,16 +203,19 @@ def _open_journal(settings: Settings) -> JournalStore | None:
 def _runtime(
     settings: Settings, loaded: _Loaded, root: str, mounted: tuple[Syscall, ...]
 ) -> Runtime:
-    from llmasos.apps.builtin import load_builtin
     from llmasos.kernel.accounts import Prices
+    from llmasos.kernel.approvals import Remembered
     from llmasos.kernel.audit_log import AuditFile, AuditLog
     from llmasos.kernel.journal.entries import Level
     from llmasos.kernel.journal.journal import Journal
     from llmasos.kernel.kernel import KernelOptions
     from llmasos.kernel.runtime import Runtime
+    from llmasos.kernel.taint import Trust
+    from llmasos.shell.installed.apps import Apps
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.archive import archives_in
     from llmasos.syscalls.sandbox import Sandbox
+    from llmasos.syscalls.vault import HomeVault
 
     prices = Prices(settings.price_in / 1e6, settings.price_out / 1e6)
     options = KernelOptions(prices=prices)
@@ -209,12 +235,35 @@ def _runtime(
             sandbox=Sandbox(allow_weak=settings.exec_sandbox == "weak"),
             mounted=(*mounted, *_plugged([each.name for each in mounted])),
         ),
-        programs=load_builtin,
+        programs=Apps(settings.home).load,
         cache_folder=settings.home / "cache",
         capabilities=Capabilities(root=root),
         options=options,
         swap=loaded.swap,
         journal=journal,
         archives=archives_in(settings.home / "cache", now=time.time),
+        policy=policy_of(settings),
+        remembered=Remembered(settings.home / ANSWERS_NAME),
+        trust=Trust(settings.taint.trusted, settings.taint.untrusted),
+        vault=HomeVault(settings.home),
         audit=audit,
     )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The rules that the settings say."""
+    from llmasos.kernel.rules import Decision, Policy, Rule
+
+    rules = tuple(
+        Rule(
+            Decision(each.decision),
+            syscall=each.syscall,
+            app=each.app,
+            effect=tuple(map(Effect, each.effect)),
+            arguments=each.arguments,
+            taint=each.taint,
+        )
+        for each in settings.approvals.rules
+    )
+    tainted, otherwise = settings.approvals.tainted, settings.approvals.otherwise
+    return Policy(rules, tainted=Decision(tainted), otherwise=Decision(otherwise))

@@ -8,9 +8,11 @@ from typing import Any
 
 from llmasos.kernel.abi import Capabilities, ExitStatus, Pid
 from llmasos.kernel.errors import KernelLost, NoSuchProcess
+from llmasos.shell.asking import Asking
 from llmasos.shell.environment import Environment, KernelFlags
 from llmasos.shell.foreground import Escalation, unechoed
 from llmasos.shell.session import KernelSession, SpawnRequest
+from llmasos.shell.tasks import in_background
 
 APP = "chat"
 
@@ -79,7 +81,8 @@ class Chat:
         """Send the line and show the reply; whether Ctrl-C ended it."""
         output = self._environment.output
         escalation = Escalation(self._environment.interrupts, partner.session, partner.pid)
-        async with escalation as keys:
+        asking = Asking(self._environment, partner.session, partner.pid)
+        async with escalation as keys, in_background(asking.run):
             with suppress(
                 NoSuchProcess
             ):  # it may end at any time, also just before it gets the line

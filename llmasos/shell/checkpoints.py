@@ -27,7 +27,10 @@ from llmasos.kernel.journal.branch import past_of
 from llmasos.kernel.journal.events import decode_events, encode_event
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.page_copies import Span
+from llmasos.kernel.recovery import labels_of
+from llmasos.kernel.taint import joined
 from llmasos.shell.session import CheckpointRequest, RestoreRequest
+from llmasos.syscalls._labels import LabelStore
 from llmasos.syscalls.owned import (
     WRITING_CALLS,
     owned_paths,
@@ -51,17 +54,22 @@ async def save(runtime: Runtime, pid: Pid, request: CheckpointRequest) -> int:
     """
     history, files = await _at_one_event(runtime, pid)
     checkpoint = _checkpoint(history, files, runtime.home_id)
+    home = runtime.cache_folder.parent
+    checkpoint = await anyio.to_thread.run_sync(
+        _with_labels, checkpoint, Path(*_root(history)), home
+    )
     if request.pages:
         checkpoint = await _with_pages(runtime, pid, history, checkpoint)
     return await anyio.to_thread.run_sync(_write, checkpoint, request)
 
 
-def save_recorded(history: History, home_id: str, request: CheckpointRequest) -> int:
+def save_recorded(history: History, home_id: str, request: CheckpointRequest, home: Path) -> int:
     """The same where no kernel runs; the pages are left out. Blocks."""
     if request.pages:
         raise CheckpointRefused("Pages are in a running kernel; start it, or leave them out.")
     files = read_owned(*_root(history), owned_paths(history))
-    return _write(_checkpoint(history, files, home_id), request)
+    checkpoint = _checkpoint(history, files, home_id)
+    return _write(_with_labels(checkpoint, Path(*_root(history)), home), request)
 
 
 async def _at_one_event(runtime: Runtime, pid: Pid) -> tuple[History, dict[str, bytes]]:
@@ -92,6 +100,20 @@ def _root(history: History) -> Place:
 def _checkpoint(history: History, files: Mapping[str, bytes], home_id: str) -> Checkpoint:
     events = [encode_event(event) for event in history.events]
     return Checkpoint(home_id, history.pid, history.spawn, events, files)
+
+
+def _with_labels(checkpoint: Checkpoint, root: Path, home: Path) -> Checkpoint:
+    """With what is known of where its files' texts came from. Blocks."""
+    store = LabelStore(home)
+    labels = {
+        path: joined(store.of_paths([_key(root, path)]), store.of_data(data))
+        for path, data in checkpoint.files.items()
+    }
+    return replace(checkpoint, labels={path: found for path, found in labels.items() if found})
+
+
+def _key(root: Path, path: str) -> bytes:
+    return os.fsencode(os.path.join(os.path.realpath(root), path))
 
 
 async def _with_pages(
@@ -147,6 +169,7 @@ async def restore(runtime: Runtime, request: RestoreRequest) -> Pid:
     )
     past = past_of(history.pid, history.events)
     salt = await _put_pages(runtime, checkpoint, history)
+    await anyio.to_thread.run_sync(_label, runtime, root, history, checkpoint)
     await anyio.to_thread.run_sync(write_owned, root, checkpoint.files)
     beginning = Beginning(
         title=request.title,
@@ -156,6 +179,14 @@ async def restore(runtime: Runtime, request: RestoreRequest) -> Pid:
         salt=salt,
     )
     return await runtime.begin_with(past, beginning)
+
+
+def _label(runtime: Runtime, root: Path, history: History, checkpoint: Checkpoint) -> None:
+    """Label what is about to be put back: its own labels, and all that had reached its process."""
+    store, reached = LabelStore(runtime.cache_folder.parent), labels_of(history)
+    for path, data in checkpoint.files.items():
+        if labels := joined(checkpoint.labels.get(path, ()), reached):
+            store.mark(_key(root, path), labels, data)
 
 
 def read_file(path: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from llmasos.kernel.abi import (
+    Answer,
     AppInfo,
     CapabilityInfo,
     ExitStatus,
@@ -18,13 +19,19 @@ from llmasos.kernel.abi import (
     Limits,
     Pid,
     ProcessInfo,
+    Question,
     Signal,
     SyscallInfo,
 )
 from llmasos.kernel.errors import ConfigError, KernelLost, NoKernel
 from llmasos.shell.home import kernel_pid, socket_path
 from llmasos.shell.protocol import GONE, PROTOCOL, Channel, raised
-from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
+from llmasos.shell.session import (
+    CheckpointRequest,
+    RememberedAnswer,
+    RestoreRequest,
+    SpawnRequest,
+)
 from llmasos.shell.tasks import in_background
 from llmasos.shell.wire import BadMessage, decode, encode
 
@@ -208,6 +215,10 @@ class SocketSession:
         """Its output until now."""
         return await self._call("output_text", str, pid=pid)
 
+    async def log_text(self, pid: Pid) -> str:
+        """Its log until now."""
+        return await self._call("log_text", str, pid=pid)
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Add to its stdin; None is end of file."""
         await self._call("send_input", _NOTHING, pid=pid, text=text)
@@ -215,6 +226,30 @@ class SocketSession:
     def dialogue(self, pid: Pid) -> AsyncGenerator[str | None]:
         """Its output, with None wherever it has come to ask for a line of input."""
         return self._stream("dialogue", pid)
+
+    async def questions(self) -> list[Question]:
+        """What processes wait for people to answer, oldest first."""
+        return await self._call("questions", list[Question])
+
+    async def next_question(self, pid: Pid, after: int = 0) -> Question:
+        """The first open question of a process or its descendants above a number."""
+        return await self._call("next_question", Question, pid=pid, after=after)
+
+    async def until_settled(self, question_id: int) -> None:
+        """Wait until a question is open no more."""
+        await self._call("until_settled", _NOTHING, question_id=question_id)
+
+    async def answer(self, question_id: int, answer: Answer) -> None:
+        """Answer a question."""
+        await self._call("answer", _NOTHING, question_id=question_id, answer=answer)
+
+    async def remembered(self) -> list[RememberedAnswer]:
+        """Answers that hold for later calls."""
+        return await self._call("remembered", list[RememberedAnswer])
+
+    async def forget_answer(self, number: int) -> None:
+        """Ask again from now on."""
+        await self._call("forget_answer", _NOTHING, number=number)
 
     def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
         """What it does, as lines of JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,5 +56,9 @@ class Environment:
     stdin_fd: int | None = None
     """An input that is the command's own; None where there is none (scripts, background jobs)."""
     stdin_is_terminal: bool = False
+    read_line: Callable[[str], Awaitable[str | None]] | None = None
+    """How the interactive shell asks its person something; see `asking.ReadLine`."""
+    asked: set[int] = field(default_factory=set)
+    """Questions that were put to the person here."""
     jobs: Jobs | None = None
     """None on the command line: there `&` is the calling shell's."""

@@ -15,6 +15,7 @@ import anyio
 
 from llmasos.kernel.abi import ExitStatus, Pid, Signal
 from llmasos.kernel.errors import NoSuchProcess
+from llmasos.shell.asking import Asking
 from llmasos.shell.environment import Environment
 from llmasos.shell.interrupts import Interrupts
 from llmasos.shell.session import KernelSession
@@ -85,10 +86,14 @@ def unechoed(environment: Environment) -> Iterator[None]:
 class Attention:
     """One process in the foreground."""
 
-    def __init__(self, environment: Environment, session: KernelSession, pid: Pid) -> None:
+    def __init__(
+        self, environment: Environment, session: KernelSession, pid: Pid, approve: str = "ask"
+    ) -> None:
+        """`approve` says what becomes of its questions: see `asking.Approve`."""
         self._environment = environment
         self._session = session
         self._pid = pid
+        self._asking = Asking(environment, session, pid, approve)
         self._keys = Escalation(environment.interrupts, session, pid)
 
     @property
@@ -98,7 +103,8 @@ class Attention:
 
     async def until_exit(self, *, stdin: bool = False) -> ExitStatus:
         """Show its output until it exits; with `stdin`, it reads our input meanwhile."""
-        async with self._keys:
+        self._asking.shares_stdin = stdin and self._environment.stdin_fd is not None
+        async with self._keys, in_background(self._asking.run):
             if stdin and self._environment.stdin_fd is not None:
                 await self._converse(self._environment.stdin_fd)
             else:
@@ -131,12 +137,15 @@ class Attention:
         with suppress(NoSuchProcess):  # it has exited: the rest is for nobody
             async with aclosing(lines(stdin_fd)) as items:
                 async for line in items:
+                    if self._asking.take(line):
+                        continue
                     if num_ahead == LINES_AHEAD:
                         await asked.wait()
                         num_ahead = 0
                     asked.clear()
                     await self._session.send_input(self._pid, line)
                     num_ahead += 1
+            self._asking.take(None)
             await self._session.send_input(self._pid, None)
 
 

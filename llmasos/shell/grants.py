@@ -42,6 +42,14 @@ def add_grant_flags(parser: Parser) -> None:
         help="a further folder, whose files it sees as NAME:path; read-only without :rw",
     )  # fmt: skip
 
+    parser.add_argument(
+        "--secret", action="append", metavar="NAME", help="let it use this secret of the vault"
+    )
+    parser.add_argument(
+        "--trust", action="append", metavar="PATTERN",
+        help="calls it may make unasked though it has read text from outside, such as fs.*",
+    )  # fmt: skip
+
 
 def add_limit_flags(parser: Parser, *, lifting: bool = False) -> None:
     """A flag for each limit; with `lifting` it may be `none`."""
@@ -70,6 +78,8 @@ def capabilities_of(root: str, folder: Callable[[str], str], args: Namespace) ->
             for name, path, read_only in args.mount or ()
         ),
         arguments=_rules(allowed),
+        secrets=tuple(args.secret or ()),
+        tainted=tuple(args.trust or ()),
     )
 
 

@@ -19,6 +19,8 @@ SOCKET_NAME = "kernel.sock"
 LOCK_NAME = "kernel.lock"
 PID_NAME = "kernel.pid"
 JOURNAL_NAME = "journal.db"
+ANSWERS_NAME = "answers.json"
+"""What people said of calls, to hold for later ones."""
 PROBE_S = 0.2
 """A kernel tries so long for its lock: `is_locked` holds it for an instant to see if it is free."""
 LOG_NAME = "kernel.log"

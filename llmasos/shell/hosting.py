@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class Host:
 async def hosted(settings: Settings) -> AsyncGenerator[Host]:
     """Boot a kernel and serve it for as long as the context lasts. Raises `ConfigError`."""
     async with booted(settings) as runtime:
-        session = LocalSession(runtime, installed_apps)
+        runtime.questions.has_people = True  # somebody may attach at any time
+        session = LocalSession(runtime, functools.partial(installed_apps, settings.home))
         server = Server(session)
         async with server.serving(settings.home):
             yield Host(session, server)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from llmasos.kernel.abi import (
+    Answer,
     AppInfo,
     CapabilityInfo,
     ExitStatus,
@@ -18,18 +19,25 @@ from llmasos.kernel.abi import (
     Limits,
     Pid,
     ProcessInfo,
+    Question,
     Signal,
     SyscallInfo,
 )
 from llmasos.kernel.authority import revoke
 from llmasos.kernel.branching import Beginning
 from llmasos.kernel.capabilities import infos
-from llmasos.kernel.errors import KernelBug
+from llmasos.kernel.errors import KernelBug, ProcessError
+from llmasos.shell.answers import check_answer, remembered_answer, rules_of
 from llmasos.shell.attaching import traced
 from llmasos.shell.checkpoints import restore, save
 from llmasos.shell.prometheus import exposition
 from llmasos.shell.records import MAX_ROWS, process_info
-from llmasos.shell.session import CheckpointRequest, RestoreRequest, SpawnRequest
+from llmasos.shell.session import (
+    CheckpointRequest,
+    RememberedAnswer,
+    RestoreRequest,
+    SpawnRequest,
+)
 
 if TYPE_CHECKING:
     from llmasos.kernel.runtime import Runtime
@@ -109,6 +117,8 @@ class LocalSession:
             seed=request.seed,
             stdin=request.stdin,
             foreground=request.foreground,
+            taint=request.taint,
+            rules=rules_of(request.rules),
         )
 
     async def fork(
@@ -178,6 +188,10 @@ class LocalSession:
         """Its output until now."""
         return self._runtime.output_text(pid)
 
+    async def log_text(self, pid: Pid) -> str:
+        """Its log until now."""
+        return self._runtime.log_text(pid)
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Add to its stdin; None is end of file."""
         await self._runtime.send_input(pid, text)
@@ -196,6 +210,39 @@ class LocalSession:
                 if process.wchan == READ_LINE and process.num_syscalls != asked:
                     asked = process.num_syscalls
                     yield None
+
+    async def questions(self) -> list[Question]:
+        """What processes wait for people to answer, oldest first."""
+        return self._runtime.questions.pending()
+
+    async def next_question(self, pid: Pid, after: int = 0) -> Question:
+        """The first open question of a process or its descendants above a number."""
+        kernel = self._runtime.kernel
+        return await self._runtime.questions.next_of(
+            lambda asker: asker == pid or kernel.is_descendant(asker, pid), after
+        )
+
+    async def until_settled(self, question_id: int) -> None:
+        """Wait until a question is open no more."""
+        await self._runtime.questions.until_settled(question_id)
+
+    async def answer(self, question_id: int, answer: Answer) -> None:
+        """Answer a question."""
+        check_answer(self._runtime.questions.question(question_id), answer)
+        self._runtime.questions.answer(question_id, answer)
+
+    async def remembered(self) -> list[RememberedAnswer]:
+        """Answers that hold for later calls."""
+        return [remembered_answer(rule) for rule in self._runtime.approvals.remembered.rules]
+
+    async def forget_answer(self, number: int) -> None:
+        """Ask again from now on."""
+        rules = self._runtime.approvals.remembered
+        if not 1 <= number <= len(rules.rules):
+            raise ProcessError(
+                f"There is no remembered answer {number}; there are {len(rules.rules)}."
+            )
+        rules.remove(number - 1)
 
     def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:
         """What it does, as lines of JSON."""

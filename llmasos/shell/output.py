@@ -53,6 +53,11 @@ class Output:
         return self._stderr.isatty() and sys.stdin is not None and sys.stdin.isatty()
 
     @property
+    def is_seen(self) -> bool:
+        """Whether a person sees notes as they come, wherever input comes from."""
+        return self._stderr.isatty()
+
+    @property
     def color(self) -> bool:
         """Whether stdout may be coloured (no-color.org)."""
         dumb = self._environ.get("TERM") == "dumb"
@@ -112,6 +117,13 @@ class Output:
         self.end_line_on_terminal()
         self.flush()
         self._stderr.write(f"llmasos: {sentence}\n")
+        self._stderr.flush()
+
+    def person(self, text: str, *, end: str = "\n") -> None:
+        """Something for the person who attends, that is no part of the result: to stderr. `text` is safe."""
+        self.end_line_on_terminal()
+        self.flush()
+        self._stderr.write(text + end)
         self._stderr.flush()
 
     @contextmanager

@@ -16,7 +16,8 @@ import anyio
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import run_in_terminal
 
-from llmasos.kernel.abi import AppInfo, KernelStatus, ProcessInfo
+from llmasos.kernel.abi import AppInfo, KernelStatus, ProcessInfo, Question
+from llmasos.shell.answers import told
 from llmasos.shell.arguments import HelpWanted
 from llmasos.shell.attach import flag_values
 from llmasos.shell.chat import Chat
@@ -66,14 +67,17 @@ class Shell:
             waiting=lambda: environment.output.passing(f"waiting for {settings.model} to load ..."),
         )
         self.jobs = ShellJobs(lambda: self.link.session, self.tell)
-        self._environment = replace(environment, sessions=self.link, jobs=self.jobs)
+        self._environment = replace(
+            environment, sessions=self.link, jobs=self.jobs, read_line=self._read_line
+        )
         self._chat = Chat(self._environment, tell=self.tell)
         self._verbs: Verbs = ShellVerbs(lambda: self.jobs.running, self._chat, self._leave).all()
         self._is_leaving = False
         self._was_warned = False
         self._status: KernelStatus | None = None
         self._processes: list[ProcessInfo] = []
-        self._apps: list[AppInfo] = installed_apps()
+        self._seen: set[int] = set()
+        self._apps: list[AppInfo] = installed_apps(settings.home)
         self._prompt: PromptSession[str] = PromptSession(
             "> ",
             history=open_history(settings.home),
@@ -122,6 +126,30 @@ class Shell:
             self._status, self._processes = None, []
             return
         self._status, self._processes = await session.status(), await session.ps()
+        self._tell_questions(await session.questions())
+
+    def _tell_questions(self, questions: list[Question]) -> None:
+        """Say what the background waits for, once."""
+        asked = self._environment.asked
+        for question in questions:
+            if question.id in asked or self._is_fresh(question):
+                continue
+            asked.add(question.id)
+            verbs = f"/approve {question.id} or /deny {question.id}"
+            self.tell(f"{told(question)}\n  {verbs}")
+
+    def _is_fresh(self, question: Question) -> bool:
+        """Whether it was open at the latest look already: what is in the foreground takes its own at once."""
+        is_new = question.id not in self._seen
+        self._seen.add(question.id)
+        return is_new
+
+    async def _read_line(self, text: str) -> str | None:
+        """Ask the person something while no prompt is shown. Raises `KeyboardInterrupt`."""
+        try:
+            return await PromptSession[str](text).prompt_async(handle_sigint=False)
+        except EOFError:
+            return None
 
     async def _line(self, line: str) -> None:
         """Do one line; whatever comes of it, the shell goes on."""

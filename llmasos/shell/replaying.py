@@ -11,6 +11,7 @@ from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.history import History
 from llmasos.kernel.journal.replay import Replay, Replayed
 from llmasos.shell.environment import Environment
+from llmasos.shell.home import home_folder
 from llmasos.shell.plain import one_line
 from llmasos.shell.story import event_lines
 from llmasos.shell.tasks import in_background
@@ -21,15 +22,14 @@ async def replayed(environment: Environment, history: History, *, step: bool) ->
 
     Raises `NoSuchApp` where its app is not here.
     """
-    from llmasos.apps.builtin import load_builtin
+    from llmasos.shell.installed.apps import Apps
     from llmasos.syscalls import builtin_syscalls
     from llmasos.syscalls.plugins import installed_plugins
 
+    apps = Apps(home_folder(environment.flags.home))
     plugins = installed_plugins(builtin_syscalls())
-    syscalls, program = (
-        builtin_syscalls(mounted=plugins.syscalls),
-        load_builtin(history.spawn["app"]),
-    )
+    syscalls = builtin_syscalls(mounted=plugins.syscalls)
+    program = apps.load(history.spawn["app"])
     if program.info.version != history.spawn["version"]:
         environment.output.note(
             f"It was run by {program.info.name} {history.spawn['version']}, and this is"

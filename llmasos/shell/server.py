@@ -34,8 +34,9 @@ Ts = TypeVarTuple("Ts")
 STREAMS = ("output", "dialogue", "trace")
 CALLS = (
     "status", "ps", "info", "spawn", "fork", "branch", "checkpoint", "restore", "resume", "wait",
-    "signal", "renice", "caps", "revoke", "limits", "set_limits", "output_text", "send_input", "apps",
-    "syscalls", "metrics", "keep", "shutdown",
+    "questions", "next_question", "until_settled", "answer", "remembered", "forget_answer",
+    "signal", "renice", "caps", "revoke", "limits", "set_limits", "output_text", "log_text",
+    "send_input", "apps", "syscalls", "metrics", "keep", "shutdown",
 )  # fmt: skip
 GRACE_S = 3.0
 """From TERM to KILL for the foreground processes of a client that vanished."""

@@ -11,18 +11,39 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llmasos.kernel.abi import (
+    Answer,
     AppInfo,
     Capabilities,
     CapabilityInfo,
     ExitStatus,
     KernelStatus,
+    Labels,
     LimitInfo,
     Limits,
     Pid,
     ProcessInfo,
+    Question,
     Signal,
     SyscallInfo,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRequest:
+    """One rule of a process: which calls, and what becomes of them (`allow`, `ask`, `deny`)."""
+
+    decision: str
+    syscall: str
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedAnswer:
+    """An answer that holds for later calls, as `approvals --remembered` shows it."""
+
+    decision: str
+    syscall: str
+    app: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +62,10 @@ class SpawnRequest:
     """Whether input will be sent; without, the process reads end of file at once."""
     foreground: bool = True
     """Ends with the session that asked for it (TERM); `run -d` sets it False."""
+    taint: Labels = ()
+    """Where its parameters and its input come from, if from outside."""
+    rules: tuple[RuleRequest, ...] = ()
+    """What the person says of its calls, before the kernel's own rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +173,41 @@ class KernelSession(Protocol):
         """What the process has written until now."""
         ...
 
+    async def log_text(self, pid: Pid) -> str:
+        """What it and its app have noted until now, its output aside."""
+        ...
+
     async def send_input(self, pid: Pid, text: str | None) -> None:
         """Add one line (or several as one) to the process's stdin; None is end of file."""
         ...
 
     def dialogue(self, pid: Pid) -> AsyncGenerator[str | None]:
         """`output`, with a None wherever the process, all written, has come to ask for a line."""
+        ...
+
+    async def questions(self) -> list[Question]:
+        """What processes wait for people to answer, oldest first."""
+        ...
+
+    async def next_question(self, pid: Pid, after: int = 0) -> Question:
+        """The first open question of a process or its descendants with a number above `after`; waits for
+        one."""
+        ...
+
+    async def until_settled(self, question_id: int) -> None:
+        """Wait until a question is open no more, whoever answered it."""
+        ...
+
+    async def answer(self, question_id: int, answer: Answer) -> None:
+        """Answer a question. Raises `ProcessError` where it is not open."""
+        ...
+
+    async def remembered(self) -> list[RememberedAnswer]:
+        """Answers that hold for later calls, the latest first."""
+        ...
+
+    async def forget_answer(self, number: int) -> None:
+        """Ask again from now on; `number` counts `remembered` from 1. Raises `ProcessError`."""
         ...
 
     def trace(self, pid: Pid, *, follow: bool = False, tokens: bool = True) -> AsyncGenerator[str]:

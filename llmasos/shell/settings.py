@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -73,6 +74,53 @@ class McpSettings(BaseModel):
     )
 
 
+Patterns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
+"""One pattern or a list of them."""
+DecisionName = Literal["allow", "ask", "deny"]
+
+
+class ApprovalRule(BaseModel):
+    """An `[[approvals.rules]]` table; see `kernel.rules`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    decision: DecisionName
+    syscall: Patterns = ("*",)
+    app: Patterns = ("*",)
+    effect: Annotated[
+        tuple[Literal["pure", "read", "write", "external"], ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    ] = ()
+    arguments: dict[str, str] = Field(default_factory=dict)
+    taint: Patterns = ()
+    """Patterns of labels; `none` is a process that has none."""
+
+
+class ApprovalSettings(BaseModel):
+    """Which calls are allowed, asked about or denied."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tainted: DecisionName = "ask"
+    """What changes the world or reaches beyond it, in a process that has read text from outside."""
+    otherwise: DecisionName = "allow"
+    rules: tuple[ApprovalRule, ...] = ()
+    """The first that matches decides."""
+
+
+class TaintSettings(BaseModel):
+    """Which files come from outside by where they stand: patterns of absolute paths, or folders."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trusted: Patterns = ()
+    """Where given, every other file is from outside."""
+    untrusted: Patterns = ()
+
+
 class Settings(BaseSettings):
     """What a kernel is booted with. Build it with `load_settings`."""
 
@@ -109,6 +157,8 @@ class Settings(BaseSettings):
     price_out: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """What a million sampled tokens cost."""
     mcp: McpSettings = Field(default_factory=McpSettings)
+    approvals: ApprovalSettings = Field(default_factory=ApprovalSettings)
+    taint: TaintSettings = Field(default_factory=TaintSettings)
 
     @field_validator("dtype", mode="before")
     @classmethod

@@ -158,6 +158,19 @@ class _Teller:
     def tell_cancel(self, call: str, _given: int) -> None:
         self._close(call, "is given up")
 
+    def tell_taint(self, labels: Sequence[str]) -> None:
+        self._say(f"is reached by text from outside: {one_line(', '.join(labels))}")
+
+    def tell_ask(self, call: str) -> None:
+        self._say("waits for a person to allow it", call)
+
+    def tell_verdict(self, call: str, allowed: bool, reason: str) -> None:
+        why = f": {one_line(reason)}" if reason else ""
+        self._say(f"is {'allowed' if allowed else 'denied'} by a person{why}", call)
+
+    def tell_rule(self, rule: Mapping[str, Any]) -> None:
+        self._say(f"may count on an answer: {rule.get('decision')} {_short(rule)}")
+
     def tell_plan(self, call: str, receipt: Any) -> None:
         self._say(f"is about to change the world: {_short(receipt)}", call)
 
@@ -189,7 +202,7 @@ class _Teller:
         self._say(f"has the limits {json.dumps(given)} now")
 
     def tell_note(self, text: str) -> None:
-        self._say(text)
+        self._say("writes past the kernel", "", text)
 
     def tell_boot(self, at: float) -> None:
         self._see(at)

@@ -154,6 +154,12 @@ def _memory_row(process: ProcessInfo) -> tuple[str, ...]:
     )
 
 
+def _title(process: ProcessInfo) -> str:
+    """What it is called and, while it lives, how far it says that it is."""
+    progress = f"[{process.progress}]" if process.progress and process.exit is None else ""
+    return f"{process.title} {progress}".strip()
+
+
 def process_table(processes: Sequence[ProcessInfo]) -> Table:
     """What `ps` shows. PAGES are private ones; MODEL is time that the core spent on it."""
     return Table(PS_COLUMNS, tuple(_process_row(process) for process in processes))
@@ -175,7 +181,7 @@ def _process_row(process: ProcessInfo) -> tuple[str, ...]:
         duration(process.model_s),
         duration(process.wall_s),
         process.wchan or "-",
-        one_line(process.title, max_chars=48) or "-",
+        one_line(_title(process), max_chars=48) or "-",
     )
 
 

@@ -14,6 +14,7 @@ from llmasos.syscalls.document import SYSCALLS as DOCUMENT
 from llmasos.syscalls.embed import SYSCALLS as EMBED
 from llmasos.syscalls.exec import exec_syscalls
 from llmasos.syscalls.fs import SYSCALLS as FS
+from llmasos.syscalls.human import SYSCALLS as HUMAN
 from llmasos.syscalls.io import SYSCALLS as IO
 from llmasos.syscalls.ipc import ipc_syscalls
 from llmasos.syscalls.llm import SYSCALLS as LLM
@@ -32,7 +33,7 @@ def builtin_syscalls(
     execution = exec_syscalls(sandbox or Sandbox())
     return SyscallTable(
         (
-            *CAPABILITY,
+            *(*CAPABILITY, *HUMAN),
             *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
             *(*EMBED, *TABLE, *DOCUMENT),
             *CHANCE,

@@ -13,7 +13,7 @@ import re
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -40,7 +40,15 @@ _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SAFE = "/%:@!$&'()*+,;=~-._"
 
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_OURS = re.compile(
+    r"host|content-.*|transfer-.*|connection|keep-alive|te|trailer|upgrade|expect|proxy-.*|accept-encoding",
+    re.IGNORECASE,
+)
+"""Headers that say how a request is sent, which is not the caller's business."""
+
 Resolve = Callable[[str, int], Awaitable[list[str]]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,15 @@ def _host(host: str) -> str:
     return name if _NAME.fullmatch(name) else ""
 
 
+def header(name: str, value: str) -> tuple[bytes, bytes]:
+    """A header that may be sent; raises `InvalidArguments`, without the value, for one that may not."""
+    if not _TOKEN.fullmatch(name) or _OURS.fullmatch(name):
+        raise InvalidArguments(f"The header {name[:100]!r} is none that can be given.")
+    if not (value.isascii() and value.isprintable()):
+        raise InvalidArguments(f"The header {name} has a character in it that no header has.")
+    return name.encode(), value.strip().encode()
+
+
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a name, by the system's resolver."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -131,11 +148,14 @@ class Fetcher:
         self._max_bytes = max_bytes
         self._time_s = time_s
 
-    async def get(self, url: str, allows_host: Callable[[str], bool]) -> Page:
-        """The page at a URL, redirects followed as far as `allows_host` allows. Raises `SyscallError`."""
+    async def get(
+        self, url: str, allows_host: Callable[[str], bool], headers: Headers = ()
+    ) -> Page:
+        """The page at a URL, redirects followed as far as `allows_host` allows; `headers` go to the place
+        that was asked for alone. Raises `SyscallError`."""
         try:
             with anyio.fail_after(self._time_s):
-                return await self._follow(parse_url(url), allows_host)
+                return await self._follow(parse_url(url), allows_host, headers)
         except TimeoutError as error:
             raise TimedOut(f"The page did not come within {self._time_s:g} s.") from error
         except httpcore2.TimeoutException as error:
@@ -145,13 +165,15 @@ class Fetcher:
         except (httpcore2.ProtocolError, httpcore2.UnsupportedProtocol) as error:
             raise Failed(f"The server does not speak HTTP properly: {_reason(error)}.") from error
 
-    async def _follow(self, url: Url, allows_host: Callable[[str], bool]) -> Page:
+    async def _follow(self, url: Url, allows_host: Callable[[str], bool], headers: Headers) -> Page:
+        first = url
         for _ in range(MAX_REDIRECTS + 1):
             if not allows_host(url.authority):
                 raise PermissionDenied(
                     f"This process may not reach {url.authority}; it needs a capability for that host."
                 )
-            answer = await self._request(url)
+            is_first = (url.scheme, url.authority) == (first.scheme, first.authority)
+            answer = await self._request(url, headers if is_first else ())
             if isinstance(answer, Page):
                 return answer
             if url.scheme == "https" and answer.scheme == "http":
@@ -159,7 +181,7 @@ class Fetcher:
             url = answer
         raise Failed(f"The page redirects more than {MAX_REDIRECTS} times.")
 
-    async def _request(self, url: Url) -> Page | Url:
+    async def _request(self, url: Url, headers: Headers) -> Page | Url:
         """One request; a `Url` where the answer is to go there."""
         backend = _CheckedBackend(self._is_allowed, self._resolve)
         async with (
@@ -179,16 +201,17 @@ class Fetcher:
                     (b"User-Agent", b"LLMasOS"),
                     (b"Accept", b"text/html, text/*;q=0.9, */*;q=0.5"),
                     (b"Accept-Encoding", b"gzip, deflate"),
+                    *headers,
                 ],
                 extensions={"timeout": {"connect": CONNECT_S, "read": self._time_s}},
             ) as response,
         ):
-            headers = _Headers(response.headers)
-            location = headers["location"]
+            answered = _Headers(response.headers)
+            location = answered["location"]
             if response.status in _REDIRECTS and location:
                 return _redirected(url, location)
-            body = await self._body(response.aiter_stream(), headers)
-        return Page(str(url), response.status, headers["content-type"], body)
+            body = await self._body(response.aiter_stream(), answered)
+        return Page(str(url), response.status, answered["content-type"], body)
 
     async def _body(self, pieces: AsyncIterator[bytes], headers: _Headers) -> bytes:
         length = headers["content-length"]

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from llmasos.kernel.abi import Capabilities, Mount
-from llmasos.kernel.errors import InvalidArguments, PermissionDenied
+from llmasos.kernel.errors import InvalidArguments, PermissionDenied, SyscallError
 from llmasos.kernel.syscall import Call
+from llmasos.syscalls import _labels
 
 PATHS = ("path", "to")
 """Arguments of file syscalls that are paths."""
@@ -36,7 +37,13 @@ def in_mount(*, writes: bool) -> Callable[[Driver], Driver]:
             if writes and call.capabilities.read_only:
                 where = f"The mount {mount.name}" if mount else "This process's folder"
                 raise PermissionDenied(f"{where} is read-only for it; it may not be changed.")
-            result = driver(call, **arguments)
+            try:
+                result = driver(call, **arguments)
+            except SyscallError:
+                for name in PATHS:
+                    if isinstance(arguments.get(name), str):
+                        _labels.read_hints(call, arguments[name])
+                raise
             if mount is not None and isinstance(result, dict) and "path" in result:
                 result["path"] = f"{mount.name}:{result['path']}"
             return result

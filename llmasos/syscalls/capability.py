@@ -35,6 +35,7 @@ async def send(call: Call, handle: Handle, pid: int, narrowed: Narrowing | None 
     runtime = call.runtime
     by = narrowed or Narrowing()
     authority.send(runtime.kernel, call.pid, handle, Pid(pid), by, runtime.now(), call.id)
+    runtime.kernel.taint(runtime.kernel.live(Pid(pid)), call.taint)  # patterns are texts too
 
 
 @syscall("cap.revoke", effect=Effect.WRITE, tool=False, repeatable=True)

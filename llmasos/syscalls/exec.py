@@ -38,7 +38,7 @@ class ExecResult(TypedDict):
 def exec_syscalls(sandbox: Sandbox) -> tuple[Syscall, ...]:
     """`exec.*` in this sandbox."""
 
-    @syscall("exec.python", effect=Effect.EXTERNAL, deadline_s=None)
+    @syscall("exec.python", effect=Effect.EXTERNAL, deadline_s=None, foreign=False)
     async def python(
         call: Call,
         code: Annotated[str, Field(max_length=MAX_CODE_CHARS, description="A Python program")],
@@ -46,6 +46,7 @@ def exec_syscalls(sandbox: Sandbox) -> tuple[Syscall, ...]:
         timeout_s: Timeout = 10.0,
     ) -> ExecResult:
         """Run a Python program that prints its result."""
+        await _label(call, sandbox)
         ran = await sandbox.run(
             lambda folder: python_command(f"{folder}/{_SCRIPT}"),
             files={_SCRIPT: code},
@@ -55,7 +56,7 @@ def exec_syscalls(sandbox: Sandbox) -> tuple[Syscall, ...]:
         )
         return _result(ran)
 
-    @syscall("exec.shell", effect=Effect.EXTERNAL, deadline_s=None)
+    @syscall("exec.shell", effect=Effect.EXTERNAL, deadline_s=None, foreign=False)
     async def shell(
         call: Call,
         command: Annotated[str, Field(max_length=MAX_CODE_CHARS, description="Shell commands")],
@@ -63,6 +64,7 @@ def exec_syscalls(sandbox: Sandbox) -> tuple[Syscall, ...]:
         timeout_s: Timeout = 10.0,
     ) -> ExecResult:
         """Run shell commands."""
+        await _label(call, sandbox)
         ran = await sandbox.run(
             lambda folder: ["/bin/sh", f"{folder}/main.sh"],
             files={"main.sh": command},
@@ -73,6 +75,12 @@ def exec_syscalls(sandbox: Sandbox) -> tuple[Syscall, ...]:
         return _result(ran)
 
     return (python, shell)
+
+
+async def _label(call: Call, sandbox: Sandbox) -> None:
+    """A weak sandbox reads any file, also one that came from outside, and perhaps the network."""
+    if not await sandbox.is_sealed():
+        call.came_from(["exec:a sandbox that reads the user's files"])
 
 
 class _Streaming:

@@ -21,7 +21,7 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed, SyscallError
 from llmasos.kernel.syscall import Call, syscall
-from llmasos.syscalls import fs_find, fs_history, fs_write
+from llmasos.syscalls import _labels, fs_find, fs_history, fs_write
 from llmasos.syscalls._encoding import Encoding
 from llmasos.syscalls._mounts import in_mount
 from llmasos.syscalls._oserrors import telling
@@ -108,6 +108,7 @@ def read(
     """Read a text file."""
     with root_of(call) as root:
         file = root.open_file(path)
+        _labels.read_file(call, file)
         with open_text(file) as (stream, encoding):
             _skip_to(stream, start_line, path)
             piece = _take(stream, start_line, max_lines)
@@ -197,6 +198,7 @@ def list_folder(
         with telling(shown(where)):
             found, num_hidden, is_cut = _entries(fd, hidden)
         prefix = "" if where == "." else f"{where}/"
+        _labels.read_names(call, [prefix + name for name, _ in found[:MAX_LISTED]])
         entries = [_entry(root, prefix, name, status) for name, status in found[:MAX_LISTED]]
     text = "".join(f"{_entry_line(entry)}\n" for entry in entries)
     is_cut = is_cut or len(found) > MAX_LISTED

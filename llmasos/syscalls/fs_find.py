@@ -19,6 +19,7 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed, InvalidArguments, SyscallError
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.syscalls import _labels
 from llmasos.syscalls._mounts import in_mount
 from llmasos.syscalls._paths import OpenFile, readable_name, root_of
 from llmasos.syscalls._text import lines, open_text
@@ -75,7 +76,9 @@ def glob(
         fd, where = root.open_folder(path or ".")
         tree = Tree(fd, where)
         prefix = 0 if where == "." else len(where) + 1
-        paths = [readable_name(f.path) for f in tree.files() if is_wanted(f.path[prefix:])]
+        found = [f.path for f in tree.files() if is_wanted(f.path[prefix:])]
+    _labels.read_names(call, found[:MAX_PATHS])
+    paths = [readable_name(each) for each in found]
     is_cut = tree.is_cut or len(paths) > MAX_PATHS
     note = f"Only the first {MAX_PATHS} are shown; use a narrower pattern." if is_cut else ""
     text = "".join(f"{name}\n" for name in paths[:MAX_PATHS]) or "No file has such a name.\n"
@@ -136,6 +139,7 @@ def grep(
             search.tree(Tree(fd, where), 0 if where == "." else len(where) + 1)
         else:
             search.file(root.open_file(path))
+        _labels.read_files(call, root, search.paths)
     found = "".join(f"{m['path']}:{m['line']}: {m['text']}\n" for m in search.matches)
     return GrepResult(
         text=found or "No line has it.\n",
@@ -192,6 +196,8 @@ class _Search:
         self._now = now
         self._ends_at = now() + TIME_S
         self.matches: list[Match] = []
+        self.paths: list[str] = []
+        """Of the files that they are in, as they stand on the disk."""
         self.cut_by = ""
         self._refused: Failed | None = None
 
@@ -219,6 +225,7 @@ class _Search:
                 at = self._looked(piece)
                 if at is not None:
                     self._add(path, number, piece, at)
+                    self.paths.append(file.path)
                 if self._is_late():
                     return
                 number += piece.endswith("\n")

@@ -10,7 +10,8 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed
 from llmasos.kernel.syscall import Call, syscall
-from llmasos.syscalls import _versions
+from llmasos.kernel.taint import joined
+from llmasos.syscalls import _labels, _versions
 from llmasos.syscalls._atomic import locked, refuse_unwritable, replace
 from llmasos.syscalls._mounts import in_mount
 from llmasos.syscalls._paths import missing, readable_name, root_of, shown
@@ -72,6 +73,7 @@ def history(
         found = look(call, place.path, MAX_LISTED + 1)
         if not found and place.status is None:
             raise missing(path, place.folder_fd, place.name)
+        _labels.read_names(call, [_relative(call, v) for v in found], with_gone=True)
     versions = [_info(call, version) for version in found[:MAX_LISTED]]
     return HistoryResult(
         path=readable_name(place.path),
@@ -105,7 +107,11 @@ def restore(
             refuse_unwritable(place, to or path)
             call.charge_bytes(len(data))
             _versions.keep(call, root, place, "fs.restore")
-            replace(place, data)
+            labels = joined(
+                _labels.store_of(call).of_data(data), _labels.names(call, [source.path])
+            )
+            with _labels.writing(call, place, data, keeps=labels):
+                replace(place, data)
     where = "" if to is None else f" as {shown(place.path)}"
     return RestoreResult(
         path=readable_name(place.path),
@@ -138,9 +144,8 @@ def _latest(call: Call, path: str) -> int:
 
 
 def _info(call: Call, version: _versions.Version) -> VersionInfo:
-    path = os.path.relpath(version.path, call.real_root)
     return VersionInfo(
-        path=readable_name(path),
+        path=readable_name(_relative(call, version)),
         version=version.number,
         size_bytes=version.size_bytes,
         until=iso_time(version.kept_at),
@@ -148,6 +153,10 @@ def _info(call: Call, version: _versions.Version) -> VersionInfo:
         pid=version.pid,
         kept=version.is_kept,
     )
+
+
+def _relative(call: Call, version: _versions.Version) -> str:
+    return os.path.relpath(version.path, call.real_root)
 
 
 def _line(version: VersionInfo) -> str:

@@ -7,9 +7,11 @@ from typing import Annotated, Any, TypedDict, cast
 
 from pydantic import Field
 
-from llmasos.kernel.abi import Effect
+from llmasos.kernel.abi import Effect, Labels
 from llmasos.kernel.errors import Failed, InvalidArguments, LimitExceeded, SyscallError
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.kernel.taint import joined
+from llmasos.syscalls import _labels
 from llmasos.syscalls._atomic import locked, refuse_unwritable, replace
 from llmasos.syscalls._edit import diff_text, exact_span, line_end_of, with_line_end
 from llmasos.syscalls._encoding import SAMPLE_BYTES, detect, split_mark
@@ -70,6 +72,7 @@ def write(
     """Write a text file. It replaces an old file of that name."""
     data = _encoded(text)
     with root_of(call) as root:
+        _labels.made_folders(call, root, path)
         place = root.locate(path, make_folders=True)
         with locked(place.folder_fd):
             if (made := _made_before(call, root, place)) is not None:
@@ -79,7 +82,8 @@ def write(
             call.charge_bytes(len(data))
             intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.write")
-            replace(place, data)
+            with _labels.writing(call, place, data):
+                replace(place, data)
     return result
 
 
@@ -92,6 +96,7 @@ def append(
 ) -> WriteResult:
     """Add lines to the end of a file. It makes the file if there is none."""
     with root_of(call) as root:
+        _labels.made_folders(call, root, path)
         folder = root.locate(path, make_folders=True)
         with locked(folder.folder_fd):
             place = root.locate(path)
@@ -103,7 +108,8 @@ def append(
             call.charge_bytes(len(data) - (place.status.st_size if place.status else 0))
             intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.append")
-            replace(place, data)
+            with _labels.writing(call, place, data, keeps=_labels_at(call, root, place)):
+                replace(place, data)
     return result
 
 
@@ -130,13 +136,16 @@ def edit(
             span = exact_span(before, with_line_end(old, line_end), shown(path))
             after = before[: span[0]] + with_line_end(new, line_end) + before[span[1] :]
             data = mark + _encoded(after, codec)
+            labels = _labels_at(call, root, place)
+            call.came_from(labels)
             readable = readable_name(place.path)
             text = diff_text(readable, before, after, span)
             result = EditResult(path=readable, text=text, size_bytes=len(data))
             call.charge_bytes(len(data))
             intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "fs.edit")
-            replace(place, data)
+            with _labels.writing(call, place, data, keeps=labels):
+                replace(place, data)
     return result
 
 
@@ -158,6 +167,7 @@ def remove(call: Call, path: Annotated[str, Field(description="File to delete")]
             else:
                 os.unlink(place.name, dir_fd=place.folder_fd)
             os.fsync(place.folder_fd)
+        _forget_labels(call, place.path)
     return result
 
 
@@ -174,6 +184,7 @@ def move(
             return cast("ChangeResult", _moved_before(call, root))
         source = _changeable(root, path)
         made_before(call, identity(source.status), lambda _: False)
+        _labels.made_folders(call, root, to)
         target = _target(root, to, source)
         result = ChangeResult(
             path=readable_name(source.path),
@@ -183,6 +194,7 @@ def move(
             _refuse_taken(target, to)
             intend(call, source, after=target.path, result=result)
             keep(call, root, source, "fs.move")
+            _move_labels(call, source.path, target.path)
             os.rename(
                 source.name,
                 target.name,
@@ -191,7 +203,28 @@ def move(
             )
             os.fsync(target.folder_fd)
             os.fsync(source.folder_fd)
+        _forget_labels(call, source.path)
     return result
+
+
+def _labels_at(call: Call, root: Root, place: Place) -> Labels:
+    """What a file is labelled with that stands there, if any."""
+    if place.status is None:
+        return ()
+    file = root.open_at(place, place.path)
+    content = _labels.store_of(call).of_content(file.status.st_size, file.fd)
+    return joined(_labels.names(call, [place.path]), content)
+
+
+def _move_labels(call: Call, source: str, target: str) -> None:
+    store = _labels.store_of(call)
+    labels = joined(call.taint, _labels.names(call, [source]))
+    if labels or not store.is_empty:
+        store.copy(_labels.key_of(call, source), _labels.key_of(call, target), labels)
+
+
+def _forget_labels(call: Call, path: str) -> None:
+    _labels.store_of(call).clear(_labels.key_of(call, path), below=True, is_gone=True)
 
 
 def _made_before(call: Call, root: Root, place: Place) -> Any | None:

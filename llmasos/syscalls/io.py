@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from llmasos.kernel.abi import Effect
+from llmasos.kernel.output import log_line, progress_text
 from llmasos.kernel.syscall import Call, syscall
+
+MAX_LOG_LINE_CHARS = 20_000
+MAX_PROGRESS_CHARS = 200
 
 
 @syscall("io.write", effect=Effect.PURE, tool=False)
@@ -18,4 +26,25 @@ async def read_line(call: Call) -> str | None:
     return await call.runtime.read_input(call.pid)
 
 
-SYSCALLS = (write, read_line)
+@syscall("io.log", effect=Effect.PURE, tool=False)
+async def log(
+    call: Call,
+    text: Annotated[str, Field(max_length=MAX_LOG_LINE_CHARS)],
+    level: Literal["debug", "info", "warning", "error"] = "info",
+) -> None:
+    """Note something for whoever looks after the process; its output is for whoever uses it."""
+    call.runtime.write_log(call.pid, log_line(text, level))
+
+
+@syscall("io.progress", effect=Effect.PURE, tool=False)
+async def progress(
+    call: Call,
+    done: Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    total: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
+    text: Annotated[str, Field(max_length=MAX_PROGRESS_CHARS)] = "",
+) -> None:
+    """Say how far the process is; `ps` shows it."""
+    call.runtime.kernel.live(call.pid).progress = progress_text(done, total, text)
+
+
+SYSCALLS = (write, read_line, log, progress)

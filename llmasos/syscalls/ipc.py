@@ -94,11 +94,15 @@ class Exchange:
             task.exception()  # told to the caller, if there is one yet
 
     async def take(self, call: Call, queue: str, key: str) -> Message | Refusal:
-        """Take a message for a call; if that is given up meanwhile, the message goes back."""
+        """Take a message for a call; if that is given up meanwhile, the message goes back. Whatever has
+        reached its sender from outside by now reaches the caller."""
         owner = process_owner(call.runtime.kernel.live(call.pid))
         taking = self.start(self._do(call.runtime, lambda queues: queues.take(queue, key, owner)))
         try:
-            return await asyncio.shield(taking)
+            taken = await asyncio.shield(taking)
+            if isinstance(taken, Message):
+                call.came_from(await call.runtime.taint_of(Pid(taken.sender)))
+            return taken
         except asyncio.CancelledError:
             taking.add_done_callback(partial(self._put_back, call.runtime, key))
             raise

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmasos.kernel.abi import Effect, SyscallInfo
 from llmasos.kernel.errors import Failed, InvalidArguments
+from llmasos.kernel.redaction import Secret, redacted
 from llmasos.kernel.syscall import Call, Syscall
 
 CONNECT_S = 30.0
@@ -60,6 +61,8 @@ class ServerConfig:
     """Patterns of the tools to mount."""
     timeout_s: float | None = 300.0
     """What a call may take; None is without end."""
+    secrets: tuple[Secret, ...] = ()
+    """Those in its environment: kept out of all that it says."""
 
 
 class McpResult(TypedDict):
@@ -93,7 +96,7 @@ async def mounted(servers: Mapping[str, ServerConfig]) -> AsyncGenerator[Mounts]
             try:
                 tools = await connection.tools()
             except Failed as error:
-                problems.append(str(error))
+                problems.append(redacted(str(error), config.secrets))
                 continue
             for tool in tools:
                 problem = _mount(connection, tool, syscalls)
@@ -152,7 +155,7 @@ class Connection:
                 link.settled.set()
                 await link.lost.wait()
         except Exception as error:  # noqa: BLE001 - a foreign protocol stack raises anything
-            link.error = _reason(error)
+            link.error = _reason(error, self.config.secrets)
         link.lost.set()
         link.settled.set()
 
@@ -172,7 +175,9 @@ class Connection:
         except TimeoutError as error:
             raise Failed(f"The MCP server {self.name} does not list its tools.") from error
         except Exception as error:
-            raise Failed(f"The MCP server {self.name} fails: {_reason(error)}.") from error
+            raise Failed(
+                f"The MCP server {self.name} fails: {_reason(error, self.config.secrets)}."
+            ) from error
         return [t for t in found if any(fnmatchcase(t.name, p) for p in self.config.tools)]
 
     async def call(
@@ -184,10 +189,12 @@ class Connection:
             return await link.client.call_tool(tool, arguments)
         except MCPError as error:
             if error.code != types.CONNECTION_CLOSED and not link.lost.is_set():
-                raise Failed(f"{self.name}: {_reason(error)}.") from error
+                raise Failed(f"{self.name}: {_reason(error, self.config.secrets)}.") from error
         except Exception as error:
             link.lost.set()
-            raise Failed(f"The MCP server {self.name} fails: {_reason(error)}.") from error
+            raise Failed(
+                f"The MCP server {self.name} fails: {_reason(error, self.config.secrets)}."
+            ) from error
         link.lost.set()
         if may_repeat:
             return await self.call(tool, arguments, may_repeat=False)
@@ -313,6 +320,7 @@ def _mount(connection: Connection, tool: types.Tool, into: list[Syscall]) -> str
     schema = _schema(tool)
     if schema is None:
         return f"{name} is left out: its schema is no JSON object of a decent size."
+    schema = redacted(schema, connection.config.secrets)
     into.append(_syscall(connection, tool, name, schema))
     return ""
 
@@ -339,11 +347,13 @@ def _syscall(
 ) -> Syscall:
     only_reads = tool.annotations is not None and tool.annotations.read_only_hint is True
 
-    async def call_tool(_call: Call, arguments: dict[str, Any]) -> McpResult:
+    async def call_tool(call: Call, arguments: dict[str, Any]) -> McpResult:
+        call.drawn.extend(connection.config.secrets)
         result = await connection.call(tool.name, arguments, may_repeat=only_reads)
-        return _result(name, result)
+        return _result(name, result, connection.config.secrets)
 
-    description = (tool.description or tool.title or tool.name)[:MAX_DESCRIPTION_CHARS]
+    told: str = redacted(tool.description or tool.title or tool.name, connection.config.secrets)
+    description = told[:MAX_DESCRIPTION_CHARS]
     info = SyscallInfo(
         name=name,
         description=description,
@@ -352,12 +362,15 @@ def _syscall(
         tool=True,
     )
     timeout_s = connection.config.timeout_s
-    return MountedSyscall(info, call_tool, _AnyArguments, True, timeout_s, only_reads)
+    return MountedSyscall(
+        info, call_tool, _AnyArguments, True, timeout_s, only_reads, is_foreign=True
+    )
 
 
-def _result(name: str, result: types.CallToolResult) -> McpResult:
+def _result(name: str, result: types.CallToolResult, secrets: Sequence[Secret]) -> McpResult:
     """What a tool returned as text and JSON. Raises `Failed` if it says that it failed."""
     text = "\n".join(map(_block_text, result.content)).encode("utf-8", "replace").decode()
+    text = redacted(text, secrets)  # before it is cut
     if result.is_error:
         raise Failed(f"{name}: {text[:2000] or 'the tool failed and does not say why'}")
     written, structured = _plain(result.structured_content)
@@ -392,9 +405,10 @@ def _block_text(block: Any) -> str:
     return f"({getattr(block, 'type', 'something')}: not text, left out)"
 
 
-def _reason(error: BaseException) -> str:
-    """The first cause in one bounded line."""
+def _reason(error: BaseException, secrets: Sequence[Secret]) -> str:
+    """The first cause in one bounded line, without secrets."""
     leaf: BaseException = error
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
-    return (" ".join(str(leaf).split()) or type(leaf).__name__).rstrip(".")[:300]
+    text: str = redacted(" ".join(str(leaf).split()), secrets)
+    return (text or type(leaf).__name__).rstrip(".")[:300]

@@ -6,6 +6,7 @@ found when it does), its app's, the user's. Every memory says who wrote it, when
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed
 from llmasos.kernel.process import Process
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.syscalls import _labels
 from llmasos.syscalls._embedding import embedder_of
 from llmasos.syscalls._text import iso_time
 from llmasos.syscalls.memory_store import (
@@ -87,6 +89,10 @@ def remember(
 ) -> MemoryResult:
     """Remember a fact for later."""
     process = call.runtime.kernel.live(call.pid)
+    if call.taint:
+        labels = _labels.store_of(call)
+        for key in filter(None, (text.strip(), source)):
+            labels.mark_text(_label_key(key), call.taint)
     memory = store_of(call).remember(
         scope,
         _owner(process, scope),
@@ -106,6 +112,7 @@ def recall(
 ) -> RecallResult:
     """Find what was remembered about something."""
     result = store_of(call).search(query, _owners(call, scope), limit)
+    _label(call, result.memories)
     memories = [_info(memory) for memory in result.memories]
     return RecallResult(
         text="".join(map(_line, memories)) or "Nothing is remembered about that.\n",
@@ -123,6 +130,7 @@ def list_(
 ) -> MemoriesResult:
     """List what is remembered, newest first."""
     found = store_of(call).latest(_owners(call, scope), limit + 1)
+    _label(call, found[:limit])
     memories = [_info(memory) for memory in found[:limit]]
     return MemoriesResult(
         text="".join(map(_line, memories)) or "Nothing is remembered.\n",
@@ -140,6 +148,7 @@ def forget(
     memory = store_of(call).forget(id, _owners(call, "all"))
     if memory is None:
         raise Failed(f"There is no memory {id} that this process may forget; see memory.list.")
+    _label(call, [memory])
     return MemoryResult(text=f"Forgot number {id}: {memory.text[:100]}", id=id)
 
 
@@ -147,6 +156,19 @@ def store_of(call: Call) -> MemoryStore:
     """The memory of the home that a call's kernel runs in."""
     folder = call.runtime.cache_folder
     return MemoryStore(folder.parent / FILE, embedder_of(folder), now=call.runtime.now)
+
+
+def _label(call: Call, memories: Sequence[Memory]) -> None:
+    """A call is about to tell memories: label its process with what they were made of."""
+    labels = _labels.store_of(call)
+    if labels.is_empty:
+        return
+    for key in {text for memory in memories for text in (memory.text, memory.source) if text}:
+        call.came_from(labels.of_text(_label_key(key)))
+
+
+def _label_key(text: str) -> bytes:
+    return f"memory:{text}".encode()
 
 
 def process_owner(process: Process) -> str:

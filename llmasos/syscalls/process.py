@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 from llmasos.kernel.abi import (
     Effect,
     Grant,
+    Labels,
     LimitInfo,
     Limits,
     Pid,
@@ -84,6 +85,7 @@ async def wait(
         output = call.runtime.output_text(child)
     else:
         status, output = await call.runtime.shared_outcome(call.pid, child)
+    call.came_from(await call.runtime.taint_of(child))
     return {
         "code": status.code,
         "message": status.message,
@@ -126,7 +128,7 @@ async def self_(call: Call) -> ProcessInfo:
 @syscall("proc.list", effect=Effect.READ, tool=False)
 async def list_(call: Call) -> list[ProcessInfo]:
     """The processes that are running."""
-    return call.runtime.ps()
+    return [_told(row, call.taint) for row in call.runtime.ps()]
 
 
 @syscall("proc.tools", effect=Effect.READ, tool=False)
@@ -138,6 +140,14 @@ async def tools(call: Call) -> list[SyscallInfo]:
         for name, entry in call.runtime.syscalls.items()
         if entry.info.tool and may_call(process, name, now)
     ]
+
+
+def _told(row: ProcessInfo, taint: Labels) -> ProcessInfo:
+    """Title, last words and labels are texts that a process, or who wrote to it, chose."""
+    if set(row.taint) <= set(taint):
+        return row
+    status = None if row.exit is None else replace(row.exit, message="")
+    return replace(row, title="", note="", taint=(), exit=status)
 
 
 def _grants(

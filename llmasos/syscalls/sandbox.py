@@ -103,6 +103,11 @@ class Sandbox:
             finally:
                 await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
 
+    async def is_sealed(self) -> bool:
+        """Whether nothing is read in it but what it is given and the system's own. Raises `Failed`."""
+        await anyio.to_thread.run_sync(self._ready)
+        return self._kind == "bubblewrap"
+
     def _command(
         self,
         prefix: list[str],

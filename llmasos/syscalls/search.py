@@ -15,6 +15,7 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import InvalidArguments
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.syscalls import _labels
 from llmasos.syscalls._embedding import embedder_of, fused
 from llmasos.syscalls._index_refresh import Freshness
 from llmasos.syscalls._index_vectors import Meaning
@@ -78,6 +79,7 @@ def search(
             )
 
         fresh, hits = with_index(call.runtime.cache_folder, Path(call.real_root), work)
+        _labels.read_files(call, root, [hit.path for hit in hits])
     found = [_search_hit(hit, terms) for hit in hits]
     return SearchResult(
         text=_text(found, query, fresh),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import functools
 import re
+from collections.abc import Mapping
 from typing import Annotated, TypedDict
 
 import anyio.to_thread
@@ -12,11 +13,14 @@ from pydantic import Field
 
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed
+from llmasos.kernel.redaction import redacted
 from llmasos.kernel.syscall import Call, Syscall, syscall
+from llmasos.kernel.taint import label
 from llmasos.syscalls._documents import Unextracted, extracted, is_installed
 from llmasos.syscalls._encoding import SAMPLE_BYTES, detect
-from llmasos.syscalls._fetch import MAX_URL_CHARS, Fetcher, Page
+from llmasos.syscalls._fetch import MAX_URL_CHARS, Fetcher, Page, header, parse_url
 from llmasos.syscalls._html import html_text
+from llmasos.syscalls.vault import REFERENCE
 
 DEADLINE_S = 60.0
 MAX_CHARS = 200_000
@@ -28,6 +32,15 @@ _CHARSET = re.compile(r"charset=\"?([\w.:-]{1,40})")
 _CODECS = re.compile(r"(utf|iso8859|cp\d|gb|big5|euc|shift_jis|iso2022|koi8|ascii|mac|tis)")
 """Of the codecs there are, those of texts; some others take time quadratic in the length."""
 _BLANK_LINES = re.compile(r"\n\s*\n\s*\n+")
+
+
+Headers = Annotated[
+    dict[str, Annotated[str, Field(max_length=2_000)]],
+    Field(
+        max_length=20,
+        description='Request headers; `secret:NAME` in one stands for a secret, as "Bearer secret:NAME"',
+    ),
+]
 
 
 class FetchResult(TypedDict):
@@ -47,7 +60,7 @@ class FetchResult(TypedDict):
 def fetch_syscall(fetcher: Fetcher) -> Syscall:
     """`web.fetch` with this fetcher."""
 
-    @syscall("web.fetch", effect=Effect.EXTERNAL, deadline_s=DEADLINE_S)
+    @syscall("web.fetch", effect=Effect.EXTERNAL, deadline_s=DEADLINE_S, foreign=False)
     async def fetch(
         call: Call,
         url: Annotated[str, Field(max_length=MAX_URL_CHARS, description="Address of the page")],
@@ -55,13 +68,35 @@ def fetch_syscall(fetcher: Fetcher) -> Syscall:
             int, Field(ge=1, le=MAX_CHARS, description="Characters to return")
         ] = DEFAULT_CHARS,
         start: Annotated[int, Field(ge=0, le=2**31, description="Character to begin at")] = 0,
+        headers: Headers | None = None,
     ) -> FetchResult:
         """Read a web page."""
-        page = await fetcher.get(url, call.capabilities.allows_host)
+        sent = await anyio.to_thread.run_sync(_sent, call, str(parse_url(url)), headers or {})
+
+        def allows_host(host: str) -> bool:
+            is_allowed = call.capabilities.allows_host(host)
+            if is_allowed:  # from here on what is said may come from there
+                call.came_from([label("web", url)])
+            return is_allowed
+
+        page = await fetcher.get(url, allows_host, sent)
         text = await anyio.to_thread.run_sync(functools.partial(page_text, page))
+        text = redacted(text, call.drawn)  # before it is cut into pieces
         return _result(page, text, start, max_chars)
 
     return fetch
+
+
+def _sent(call: Call, url: str, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Headers with secrets in the places where their names stand. Blocks. Raises `SyscallError`."""
+
+    def value_of(match: re.Match[str]) -> str:
+        if call.runtime.vault is None:
+            raise Failed("This kernel has no vault.")
+        call.drawn.append(call.runtime.vault.for_url(match[1], url, call.capabilities))
+        return call.drawn[-1].value
+
+    return [header(name, REFERENCE.sub(value_of, value)) for name, value in headers.items()]
 
 
 def page_text(page: Page) -> str:

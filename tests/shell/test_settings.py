@@ -1,11 +1,14 @@
 """Settings: where they come from, which wins, and what is said of wrong ones."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from llmasos.kernel.errors import ConfigError
+from llmasos.kernel.rules import Decision
+from llmasos.shell.boot import policy_of
 from llmasos.shell.home import home_folder, make_home
 from llmasos.shell.settings import load_settings
 
@@ -92,3 +95,37 @@ def test_a_home_is_made_for_its_owner_alone(tmp_path):
         make_home(tmp_path / "file")
     with pytest.raises(ConfigError, match="cannot be created"):
         make_home(tmp_path / "file" / "below")
+
+
+DOCUMENTED = re.compile(r"```toml\n(\[(?:taint|approvals)\].*?)```", re.DOTALL)
+
+
+def test_the_rules_in_the_documents_are_understood(tmp_path):
+    document = Path(__file__).parents[2] / "docs" / "security.md"
+    (tmp_path / "config.toml").write_text("\n".join(DOCUMENTED.findall(document.read_text())))
+    settings = load_settings({"home": tmp_path})
+    assert settings.taint.untrusted == ("~/Downloads", "*.eml")
+    policy = policy_of(settings)
+    assert (policy.tainted, policy.otherwise) == (Decision.ASK, Decision.ALLOW)
+    deny, allow = policy.rules
+    assert (deny.decision, deny.syscall, deny.taint) == (Decision.DENY, ("exec.*",), ("web:*",))
+    assert (allow.app, allow.arguments) == (("agent",), {"path": "drafts/*"})
+
+
+def test_without_a_word_a_tainted_process_is_asked_about(tmp_path):
+    policy = policy_of(load_settings({"home": tmp_path}))
+    assert (policy.rules, policy.tainted) == ((), Decision.ASK)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[approvals]\ntainted = "perhaps"', "approvals.tainted"),
+        ('[[approvals.rules]]\nsyscall = "fs.*"', "approvals.rules.0.decision"),
+        ('[[approvals.rules]]\ndecision = "ask"\nefect = "write"', "approvals.rules.0.efect"),
+    ],
+)
+def test_a_rule_that_cannot_be_understood_is_named(tmp_path, text, named):
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        load_settings({"home": tmp_path})

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from llmasos.kernel.abi import Capabilities, Pid
+from llmasos.kernel.redaction import Vault
 from llmasos.kernel.syscall import Call, Syscall
+from llmasos.kernel.taint import Trust
 
 
 @dataclass
@@ -40,6 +42,8 @@ class DriverRuntime:
     cache_folder: Path
     now: Callable[[], float] = time.time
     kernel: DriverKernel = field(default_factory=DriverKernel)
+    trust: Trust = field(default_factory=Trust)
+    vault: Vault | None = None
 
 
 class Caller:

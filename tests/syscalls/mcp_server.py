@@ -67,6 +67,18 @@ def environment() -> str:
     return " ".join(sorted(os.environ))
 
 
+@server.tool(annotations=ToolAnnotations(read_only_hint=True))
+def token(padding: int = 0) -> str:
+    """What stands in TOKEN."""
+    return "x" * padding + os.environ.get("TOKEN", "")
+
+
+@server.tool()
+def blurt() -> str:
+    """Fails, and tells what stands in TOKEN."""
+    raise ToolError(os.environ.get("TOKEN", ""))
+
+
 @server.tool(description="long " * 2000)
 def wordy() -> str:
     return "ok"

@@ -61,12 +61,15 @@ class Site:
     pages: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     hosts: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    """Whole, as they came."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
             request = (await reader.readuntil(b"\r\n\r\n")).decode()
             path = request.split(" ")[1]
             self.asked.append(path)
+            self.requests.append(request)
             self.hosts += [h[6:] for h in request.split("\r\n") if h.startswith("Host: ")]
             writer.write(self.pages.get(path, answer("nothing here", "404 Not Found")))
             if path == "/hang":

@@ -8,6 +8,8 @@ where the original stood, and draws the same numbers where it goes the same way.
 - A child that was started by a call that is over stays the original's child; the branch knows its pid and
   may wait for it, and may not signal it. A call that was starting one is made again and starts the
   branch's own.
+- What a person allowed the original is not allowed to the branch: it asks again. Labels of text from outside
+  stay.
 - What it holds was derived from what the original held, so whoever may revoke that may revoke it too; what
   was revoked since stays so. A process of a foreign home has no line here, and holds what `granted` leaves.
 - Its parent is the kernel, whoever the original's was. Lines that were sent to the original later are
@@ -101,15 +103,24 @@ def past_of(pid: Pid, events: Sequence[Event], until: int | None = None) -> Past
     end = _whole(events, len(events) if until is None else until)
     prefix = events[:end]
     over = {event[1] for event in prefix if event[0] in _OVER}
+    decided = {event[1] for event in prefix if event[0] == "verdict"}
     revoked = frozenset(each for event in events if event[0] == "revoked" for each in event[1])
-    return Past(pid, end, tuple(e for e in prefix if _is_past(e, over)), revoked)
+    return Past(pid, end, tuple(e for e in prefix if _is_past(e, over, decided)), revoked)
 
 
-def _is_past(event: Event, over: set[CallId]) -> bool:
+def _is_past(event: Event, over: set[CallId], decided: set[CallId]) -> bool:
     if event[0] == "sig":
         return event[1] not in _NOT_PAST
     if event[0] == "child":
         return event[2] is None or event[2] in over
+    if event[0] == "verdict":  # what was allowed to the original is not to the branch
+        return event[1] in over
+    if (
+        event[0] == "ask"
+    ):  # a call that was being asked about was not made; one that was allowed perhaps was
+        return event[1] in over or event[1] not in decided
+    if event[0] == "rule":
+        return False
     return event[0] not in ("exit", "revoked")
 
 

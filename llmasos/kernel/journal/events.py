@@ -7,7 +7,9 @@ Of a process's life
     sig    number                             a signal arrived
     nice   number                             its niceness was changed
     front  flag                               it was brought to the foreground or taken from it
-    note   text                               something that its user should know
+    note   text                               its app wrote this past the kernel
+    taint  labels                             text from outside is about to reach it
+    rule   {...}                              a person's answer that holds as long as it lives
     cap    handle, line, allows, call         it was given a capability, derived from that line of others
     limits {...}                              its limits were changed
     wrote  call, bytes                        a call wrote so many bytes to files
@@ -32,6 +34,8 @@ Of its contexts, in the order in which they changed
 Of its syscalls
     begin  call, name, args, given, at        the app asked, having been given so many things until then
     tok    call, context, token, text, logprob, top   the model drew a token, which the call streams
+    ask    call                               a person is asked whether the call may be made
+    verdict  call, allowed, reason            what the person said
     plan   call, receipt                      what a call is about to do to the world
     done   call, result, at
     fail   call, code, message, at

@@ -24,6 +24,9 @@ class OpenCall:
     action: Action
     chunks: list[Chunk] = field(default_factory=list)
     receipts: list[Any] = field(default_factory=list)
+    is_asked_about: bool = False
+    """A person was asked whether it may be made, and had not answered: so it was not."""
+    is_approved: bool = False
 
 
 class History:
@@ -80,6 +83,9 @@ class History:
             self._take_given(event)
         elif kind == "plan":
             self.open_calls[event[1]].receipts.append(event[2])
+        elif kind in ("ask", "verdict") and (call := self.open_calls.get(event[1])) is not None:
+            call.is_asked_about = kind == "ask"
+            call.is_approved = kind == "verdict" and bool(event[2])
         elif kind == "boot":
             self.idle_s += max(event[1] - self.last_at, 0.0)
             self.last_at = event[1]

@@ -12,10 +12,13 @@ from typing import Any
 
 from llmasos.kernel.abi import ContextId, Message, Pid, Signal, WindowPolicy
 from llmasos.kernel.journal.events import Event
+from llmasos.kernel.output import log_line, progress_text
 from llmasos.kernel.strands import UNNAMED, CallId
 
 OUTPUT_CALL = "io.write"
 INPUT_CALL = "io.read_line"
+LOG_CALL = "io.log"
+PROGRESS_CALL = "io.progress"
 GENERATE_CALL = "llm.generate"
 SIGNALS_CALL = "proc.signals"
 TOLD_SIGNALS = frozenset({Signal.USR1, Signal.ALRM, Signal.XTOK})
@@ -88,7 +91,11 @@ class Holdings:
     is_interactive: bool | None = None
     is_stopped: bool = False
     ending_signal: Signal | None = None
-    notes: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    progress: str = ""
+    taint: list[str] = field(default_factory=list)
+    rules: list[Mapping[str, Any]] = field(default_factory=list)
+    """What people said of its calls, the latest first."""
     handles: dict[int, tuple[list[str], Mapping[str, Any]]] = field(default_factory=dict)
     """Its capabilities: the line that each comes from, and what it allows."""
     handles_by_call: dict[CallId, int] = field(default_factory=dict)
@@ -195,6 +202,10 @@ class Holdings:
             del self.signals[: len(result)]
         elif action.name == GENERATE_CALL:
             self._settle(action, result)
+        elif action.name == LOG_CALL:
+            self.log.append(log_line(**action.args))
+        elif action.name == PROGRESS_CALL:
+            self.progress = progress_text(**action.args)
 
     def _settle(self, action: Action, result: Mapping[str, Any]) -> None:
         """A stop string was drawn, and is not kept: the result says which tokens are."""
@@ -256,8 +267,14 @@ class Holdings:
     def _front(self, is_interactive: bool) -> None:
         self.is_interactive = is_interactive
 
+    def _taint(self, labels: Sequence[str]) -> None:
+        self.taint += labels
+
+    def _rule(self, rule: Mapping[str, Any]) -> None:
+        self.rules.insert(0, rule)
+
     def _note(self, text: str) -> None:
-        self.notes.append(text)
+        self.log.append(text)
 
 
 def _turns(pairs: Sequence[Sequence[str]]) -> list[Message]:

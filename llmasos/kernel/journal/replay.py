@@ -16,6 +16,7 @@ import anyio.lowlevel
 from llmasos.kernel.abi import Chunk, ExitStatus, Pid
 from llmasos.kernel.delivery import SETTLING_TURNS, Deliveries, Turns
 from llmasos.kernel.endings import is_own, run_program
+from llmasos.kernel.errors import Interrupted
 from llmasos.kernel.journal.events import Event
 from llmasos.kernel.journal.feed import Decode, Feed
 from llmasos.kernel.journal.history import History
@@ -91,6 +92,8 @@ class Replay:
     async def _run_app(self) -> None:
         begin_strands()
         status = await run_program(self._program, self, self._history.spawn["params"])
+        if self._over.is_set():
+            return  # it was ended: how it took that says nothing
         await self._feed.ended()
         await self._feed.caught_up()  # with what came for calls that it had given up
         self._exit = status
@@ -118,6 +121,8 @@ class Replay:
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Any:
         """Answer one call of the app from the record."""
+        if self._over.is_set():  # it is being ended, and would clean up
+            raise Interrupted("The replay is over.")
         refuse_unrecordable(args)
         call = next_call()
         if name == OUTPUT_CALL:
@@ -126,6 +131,9 @@ class Replay:
         if not answer.is_recorded:  # it was under way, or not begun, where the record ends
             await anyio.sleep_forever()
         return answer.result
+
+    def stray(self, text: str) -> None:
+        """What an app writes past the kernel is nothing to compare."""
 
     def _take(self, event: Event) -> None:
         """What a call prints is out once the call is done, also where the app then had given it up."""

@@ -89,7 +89,7 @@ async def ask(environment: Environment, args: Namespace) -> int:
         environment.output.line(str(pid))
         return 0
     pid = await session.spawn(request)
-    attention = Attention(environment, session, pid)
+    attention = Attention(environment, session, pid, args.approve)
     if args.json:
         return await _as_json(environment, session, attention, pid)
     code = exit_code(environment, await attention.until_exit())

@@ -11,6 +11,7 @@ import anyio.to_thread
 from llmasos.kernel.errors import NoKernel, UsageError
 from llmasos.shell.arguments import Parser, pid
 from llmasos.shell.environment import Environment
+from llmasos.shell.home import home_folder
 from llmasos.shell.records import records_of
 from llmasos.shell.session import CheckpointRequest, RestoreRequest
 from llmasos.shell.tables import size
@@ -53,8 +54,9 @@ async def checkpoint(environment: Environment, args: Namespace) -> int:
     except NoKernel:
         with records_of(environment) as records:
             history = await anyio.to_thread.run_sync(records.history, args.pid)
+            home = home_folder(environment.flags.home)
             num_bytes = await anyio.to_thread.run_sync(
-                save_recorded, history, records.home_id, request
+                save_recorded, history, records.home_id, request, home
             )
     else:
         num_bytes = await session.checkpoint(args.pid, request)

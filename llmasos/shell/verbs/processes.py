@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from llmasos.kernel.abi import ExitStatus, Pid, ProcessInfo, Signal
+from llmasos.kernel.abi import Answer, ExitStatus, Pid, ProcessInfo, QuestionKind, Signal
 from llmasos.kernel.errors import ConfigError, LlmosError, NoKernel, NoSuchProcess, ProcessError
 from llmasos.shell.arguments import Parser, moment, niceness, pid, signal, spread_signal
+from llmasos.shell.asking import Asking
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Escalation
 from llmasos.shell.plain import one_line
 from llmasos.shell.records import records_of
 from llmasos.shell.tables import memory_table, process_table
+from llmasos.shell.tasks import in_background
 from llmasos.shell.verbs.verb import Verb, add_json
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ async def ps(environment: Environment, args: Namespace) -> int:
     else:
         output.table(memory_table(processes) if args.long else process_table(processes))
         for process in processes:
+            if args.long and process.taint:
+                sources = one_line(", ".join(process.taint), max_chars=1000)
+                output.line(f"{process.pid}: has read text from outside: {sources}")
             if process.note:
                 output.line(f"{process.pid}: {one_line(process.note, max_chars=1000)}")
     if problem is None:
@@ -174,6 +179,10 @@ async def fork(environment: Environment, args: Namespace) -> int:
 
 def _configure_logs(parser: Parser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until it exits")
+    parser.add_argument(
+        "--log", action="store_true",
+        help="its log instead: what it notes, and what its code writes past the kernel",
+    )  # fmt: skip
     parser.add_argument("pid", type=pid, metavar="PID")
 
 
@@ -183,7 +192,8 @@ async def logs(environment: Environment, args: Namespace) -> int:
         await _show_output(environment, args)
     except (NoKernel, NoSuchProcess) as error:
         history = await anyio.to_thread.run_sync(_remembered_history, environment, args.pid, error)
-        await environment.output.stream("".join(history.holdings.output))
+        holdings = history.holdings
+        await environment.output.stream("".join(holdings.log if args.log else holdings.output))
     environment.output.end_line_on_terminal()
     return 0
 
@@ -199,6 +209,9 @@ def _remembered_history(environment: Environment, target: Pid, error: LlmosError
 
 async def _show_output(environment: Environment, args: Namespace) -> None:
     session = await environment.sessions.running()
+    if args.log:
+        await environment.output.stream(await session.log_text(args.pid))
+        return
     if not args.follow:
         await environment.output.stream(await session.output_text(args.pid))
         return
@@ -218,8 +231,13 @@ async def tell(environment: Environment, args: Namespace) -> int:
     session = await environment.sessions.running()
     if (await session.info(args.pid)).exit is not None:
         raise ProcessError(f"Process {args.pid} has exited.")
+    for question in await session.questions():
+        if question.pid == args.pid and question.kind is QuestionKind.TEXT:
+            await session.answer(question.id, Answer(True, " ".join(args.text)))
+            return 0
     async with (
         Escalation(environment.interrupts, session, args.pid) as keys,
+        in_background(Asking(environment, session, args.pid).run),
         aclosing(session.dialogue(args.pid)) as items,
     ):
         async for item in items:  # what it wrote before

@@ -21,6 +21,7 @@ from llmasos.shell.arguments import (
     seconds,
     temperature,
 )
+from llmasos.shell.asking import APPROVES
 from llmasos.shell.environment import Environment
 from llmasos.shell.foreground import Attention, exit_code
 from llmasos.shell.grants import (
@@ -30,7 +31,8 @@ from llmasos.shell.grants import (
     limits_of,
 )
 from llmasos.shell.params import parse_params
-from llmasos.shell.session import KernelSession, SpawnRequest
+from llmasos.shell.plain import one_line
+from llmasos.shell.session import KernelSession, RuleRequest, SpawnRequest
 from llmasos.shell.verbs.verb import Verb, kernel_flags
 
 
@@ -44,6 +46,18 @@ def add_process_flags(parser: Parser) -> None:
     parser.add_argument("--title", default="", help="what `ps` calls it")
     parser.add_argument(
         "--root", metavar="FOLDER", help="the files it may see (default: the current folder)"
+    )
+    for decision in ("ask", "deny"):
+        parser.add_argument(
+            f"--{decision}", dest="rules", action="append", metavar="PATTERN", default=[],
+            type=functools.partial(RuleRequest, decision), help=f"{decision} calls such as fs.*",
+        )  # fmt: skip
+    parser.add_argument(
+        "--approve", choices=APPROVES, default="ask",
+        help="questions: ask here (default), wait for `llmasos approve` elsewhere, or deny",
+    )  # fmt: skip
+    parser.add_argument(
+        "--untrusted", action="store_true", help="what it is given comes from outside: label it so"
     )
     add_grant_flags(parser)
     add_limit_flags(parser)
@@ -69,6 +83,8 @@ def request_for(
         limits=limits_of(args, wall_s=args.timeout),
         nice=args.nice,
         seed=args.seed,
+        taint=("given:on the command line",) if args.untrusted else (),
+        rules=tuple(args.rules),
     )
 
 
@@ -119,6 +135,7 @@ async def run(environment: Environment, args: Namespace) -> int:
     session = await _session(environment, args)
     app = await app_named(session, args.app)
     params = {**(args.params or {}), **parse_params(app, args.args)}
+    await _tell_if_made_for_another(environment, session, app)
     request = request_for(environment, app, args, params)
     if args.detach or args.background:
         pid = await in_back(environment, session, request, detached=args.detach)
@@ -126,8 +143,19 @@ async def run(environment: Environment, args: Namespace) -> int:
         return 0
     has_stdin = environment.stdin_fd is not None
     pid = await session.spawn(replace(request, stdin=has_stdin))
-    status = await Attention(environment, session, pid).until_exit(stdin=has_stdin)
+    attention = Attention(environment, session, pid, args.approve)
+    status = await attention.until_exit(stdin=has_stdin)
     return exit_code(environment, status)
+
+
+async def _tell_if_made_for_another(
+    environment: Environment, session: KernelSession, app: AppInfo
+) -> None:
+    """Say so where an app prefers models that this kernel does not have."""
+    if app.models and (model := (await session.status()).model) not in app.models:
+        environment.output.note(
+            f"{app.name} is made for {one_line(', '.join(app.models))}, and this kernel has {model}."
+        )
 
 
 async def in_back(

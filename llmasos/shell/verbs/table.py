@@ -8,6 +8,7 @@ from typing import NoReturn
 from llmasos.kernel.errors import UsageError
 from llmasos.shell.arguments import did_you_mean
 from llmasos.shell.verbs import (
+    approvals,
     apps,
     ask,
     audit,
@@ -19,9 +20,11 @@ from llmasos.shell.verbs import (
     processes,
     run,
     scripts,
+    secret,
     serve,
     strace,
     syscalls,
+    taint,
 )
 from llmasos.shell.verbs.verb import Verb
 
@@ -37,6 +40,9 @@ _MODULES = (
     models,
     apps,
     serve,
+    approvals,
+    taint,
+    secret,
     strace,
     audit,
     syscalls,

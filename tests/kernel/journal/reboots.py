@@ -80,7 +80,9 @@ class Machine:
         return self
 
     @asynccontextmanager
-    async def booted(self, *, crashes: bool = False) -> AsyncIterator[Runtime]:
+    async def booted(
+        self, *, crashes: bool = False, patience_s: float = 20.0
+    ) -> AsyncIterator[Runtime]:
         """A kernel; what had not ended comes back first. With `crashes` the file is, when it ends, as
         kill -9 would leave it."""
         store = self.store.open(self.folder / "journal.db", level=self.level)
@@ -93,7 +95,7 @@ class Machine:
             now=self._tick,
             journal=Journal(store, level=self.level, now=self._tick),
         )
-        with anyio.fail_after(20):
+        with anyio.fail_after(patience_s):
             async with runtime:
                 self.recovered = await runtime.recover()
                 yield runtime
