@@ -44,6 +44,8 @@ SHOTS = (
      "Each summer the library needs about 300 volunteers to sort donated books."),
 )  # fmt: skip
 MAX_TOKENS = 90
+MAX_FACTS = 25
+"""Of one process."""
 TRIES = (0.0, 0.7)
 """Temperatures."""
 MIN_ALIKE = 0.8
@@ -84,36 +86,42 @@ async def open_brief(context: ContextHandle, brief: Brief, profile: Profile) -> 
 async def write_sections(
     proc: Proc, plans: Sequence[Plan], params: dict[str, Any], at_once: int
 ) -> list[Section]:
-    """Each plan by a forked process, so many at a time. Raises `AppError` where one fails."""
-    sections: list[Section] = []
-    for start in range(0, len(plans), at_once):
+    """Each plan by a forked process, so many at a time; a very long one by several. Raises `AppError`."""
+    pieces = [piece for plan in plans for piece in _pieces(plan)]
+    lines: dict[str, list[Line]] = {plan.title: [] for plan in plans}
+    for start in range(0, len(pieces), at_once):
         children: list[Child] = []
-        for number, plan in enumerate(plans[start : start + at_once], start):
-            own = {**params, "section": {"number": number, **plan.as_json()}}
-            children.append(await proc.fork(own, title=f"section {plan.title or 'lead'}"))
+        for number, piece in enumerate(pieces[start : start + at_once], start):
+            own = {**params, "section": {"number": number, **piece.as_json()}}
+            children.append(await proc.fork(own, title=f"section {piece.title or 'lead'}"))
         exits = await gather([partial(child.wait) for child in children])
-        sections += [_written(plans[start + at], ended) for at, ended in enumerate(exits)]
-    return sections
+        for at, ended in enumerate(exits):
+            piece = pieces[start + at]
+            lines[piece.title] += _written(piece, ended)
+    return [Section(title, tuple(mine)) for title, mine in lines.items()]
 
 
-def _written(plan: Plan, ended: ChildExit) -> Section:
+def _pieces(plan: Plan) -> list[Plan]:
+    """A plan in parts whose text a child can hand over."""
+    starts = range(0, len(plan.facts), MAX_FACTS)
+    return [Plan(plan.title, plan.facts[at : at + MAX_FACTS]) for at in starts]
+
+
+def _written(plan: Plan, ended: ChildExit) -> list[Line]:
     if ended.code:
         raise AppError(f"The section {plan.title or 'lead'!r} was not written: {ended.message}")
-    said: list[list[Any]] = json.loads(ended.output)
+    said: list[str | None] = json.loads(ended.output)
     pairs = zip(plan.facts, said, strict=True)
-    return Section(plan.title, tuple(Line(str(t), fact, bool(own)) for fact, (t, own) in pairs))
+    return [Line(own or fact.text, fact, own is not None) for fact, own in pairs]
 
 
 async def write_section(proc: Proc, facts: Sequence[Fact], seed: int, *, reword: bool) -> None:
-    """A forked child: its facts as text, printed as JSON pairs of text and whether it is the model's own."""
-    said: list[tuple[str, bool]] = []
-    if not reword:
-        said = [(fact.text, False) for fact in facts]
-    else:
+    """A forked child: the model's words for each fact, or null, printed as JSON."""
+    said: list[str | None] = [None] * len(facts)
+    if reword:
         [context] = await proc.inherited()
         for number, fact in enumerate(facts):
-            own = await _reword(proc, context, fact.text, seed + 1000 * number)
-            said.append((own or fact.text, own is not None))
+            said[number] = await _reword(proc, context, fact.text, seed + 1000 * number)
     await proc.print(json.dumps(said, ensure_ascii=False), end="")
 
 

@@ -33,6 +33,7 @@ _LEANS = re.compile(
     r"(?:It|They|This|That|These|Those|He|She|Its|Their|His|Her|Both|Such|But|And|So|Then|However"
     r"|The (?:rest|others?|same|latter|former)|Most of|Some of)\b"
 )
+_POINTS_BACK = re.compile(r"\bof (?:this|these|those|them|it)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def facts_of(text: str, path: str, hits: Sequence[Any], before: int = 0) -> list
         hit = next((h for h in hits if h["start_line"] <= line and end <= h["end_line"]), None)
         if hit is None:
             continue
-        if _LEANS.match(said):
+        if _LEANS.match(said) or _POINTS_BACK.search(said):
             fits = (
                 joins and facts and len(words(facts[-1].text)) + len(words(said)) <= MAX_FACT_WORDS
             )

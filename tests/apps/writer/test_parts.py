@@ -196,6 +196,12 @@ def test_what_a_fact_does_not_say_is_refused(reply: str) -> None:
     assert not states(reply, FACT)
 
 
+def test_a_second_denial_is_no_rewording() -> None:
+    fact = "The mill sells what it does not need to the harbour office."
+    assert not states("The mill does not sell what it does not need to the harbour office.", fact)
+    assert states("To the harbour office the mill sells what it does not need.", fact)
+
+
 def test_a_rewording_must_be_better_by_measure() -> None:
     old = "The gates were repaired by Ruth Calloway in a period of 2 weeks."
     assert gain(old, "Ruth Calloway repaired the gates in 2 weeks.", must_be_active=True)
@@ -216,6 +222,9 @@ def test_facts_carry_their_lines_and_what_leans_on_them() -> None:
     assert first.text == "The wheel is made of oak and iron. It turns twice a day."
     assert first.where == "a.md, lines 3-4"
     assert second.where == "a.md, line 4"
+    text = "The work cost 2 million euros. The fund paid half of this sum in May."
+    [fact] = facts_of(text, "a.md", [hit])
+    assert fact.text == text
     assert facts_of("It turns. They said so yesterday at noon.", "a.md", [{**hit}]) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -76,6 +77,23 @@ async def test_a_draft_goes_on_after_a_crash_and_is_the_same(desk: AppMachine) -
     replayed = await desk.replay("writer", pid)
     assert replayed.problem == ""
     assert "Wrote article.md" in replayed.output
+
+
+async def test_a_section_too_long_for_one_process_is_handed_over_whole(desk: AppMachine) -> None:
+    draw = random.Random(7)
+
+    def made() -> str:
+        return " ".join("".join(draw.choices("abcdefgilmnorstu", k=7)) for _ in range(6))
+
+    facts = "".join(f"The gate of the mill {made()} and {made()} here.\n\n" for _ in range(90))
+    desk.write({"many/a.md": f"# Gates\n\n{facts}"})
+    desk.write({"long.md": "topic: the gate of the mill\nlength: 1000\nsources: many\n\n- Gates\n"})
+    code, told = await desk.run("writer", words=["long.md"], out="a.md", wording="quote")
+    assert code == 0, told
+    said = [plain(sentence.text) for sentence in sentences((desk.root / "a.md").read_text())]
+    assert len(said) > 2 * 25, told
+    assert len(set(said)) == len(said)
+    assert all(sentence in facts for sentence in said)
 
 
 @pytest.mark.parametrize("ending", ["html", "docx"])
