@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llmasos.apps.sdk import Proc, SyscallError
@@ -25,6 +25,10 @@ MIN_FACT_WORDS, MAX_FACT_WORDS = 5, 60
 ALIKE, SHARED = 0.88, 0.6
 """From where on two facts say the same: by meaning, by their words."""
 OFF_TOPIC = 0.12
+NEARBY = 0.4
+"""What a sentence outside the passages found is worth beside the best of its file: `search` gives only a few
+passages of each file."""
+MAX_FACTS_A_FILE = 500
 DIVERSITY = 0.35
 LEAD_FACTS = 2
 HOME, STRAY = 0.3, 0.1
@@ -116,34 +120,35 @@ async def _of(proc: Proc, path: str, hits: Sequence[Any]) -> list[Fact]:
 
 
 def facts_of(text: str, path: str, hits: Sequence[Any], before: int = 0) -> list[Fact]:
-    """Facts of a text that lie in passages; its first line is `before` + 1."""
+    """Facts of a text whose first line is `before` + 1; those in the passages of `hits` have their scores."""
     facts: list[Fact] = []
+    found = list(blocks(text))
+    heads = [
+        (b.start, plain(text[b.start : b.end]).strip("# ")) for b in found if b.kind == "heading"
+    ]
+    beside = NEARBY * max(float(hit["score"]) for hit in hits)
     last = None
-    for sentence in sentences(text, list(blocks(text))):
+    for sentence in sentences(text, found):
         said = plain(sentence.text)
         line, end = sentence.line + before, sentence.last_line + before
         joins = last is not None and text[last.end : sentence.start].count("\n") < 2
         last = sentence
-        hit = next((h for h in hits if h["start_line"] <= line and end <= h["end_line"]), None)
-        if hit is None:
-            continue
         if _LEANS.match(said) or _POINTS_BACK.search(said):
             fits = (
                 joins and facts and len(words(facts[-1].text)) + len(words(said)) <= MAX_FACT_WORDS
             )
             if fits and facts[-1].last_line >= line - 1:
                 old = facts.pop()
-                facts.append(
-                    Fact(
-                        f"{old.text} {said}", path, old.line, end, old.heading, old.score, old.place
-                    )
-                )
+                facts.append(replace(old, text=f"{old.text} {said}", last_line=end))
             continue
         is_whole = said.endswith((".", "!", "。", "！", ".”", '."'))
         if is_whole and MIN_FACT_WORDS <= len(words(said)) <= MAX_FACT_WORDS:
-            heading = hit["heading"].rpartition(" > ")[2]
-            facts.append(Fact(said, path, line, end, heading, float(hit["score"]), sentence.start))
-    return facts
+            hit = next((h for h in hits if h["start_line"] <= line and end <= h["end_line"]), None)
+            above = [name for start, name in heads if start < sentence.start]
+            heading = above[-1] if above else hit["heading"].rpartition(" > ")[2] if hit else ""
+            score = float(hit["score"]) if hit else beside
+            facts.append(Fact(said, path, line, end, heading, score, sentence.start))
+    return sorted(facts, key=lambda fact: -fact.score)[:MAX_FACTS_A_FILE]
 
 
 def _is_on(fact: Fact, topic: str) -> bool:
