@@ -9,9 +9,11 @@ from llmasos.apps.app import App
 from llmasos.apps.call import call
 from llmasos.apps.chat import chat
 from llmasos.apps.complete import complete
+from llmasos.apps.recommender.app import recommender
+from llmasos.apps.support.app import support
 from llmasos.kernel.errors import NoSuchApp
 
-_APPS = (agent, call, chat, complete)
+_APPS = (agent, call, chat, complete, recommender, support)
 
 
 def builtin_apps() -> dict[str, App]:

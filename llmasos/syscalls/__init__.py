@@ -10,6 +10,7 @@ from llmasos.syscalls.capability import SYSCALLS as CAPABILITY
 from llmasos.syscalls.chance import SYSCALLS as CHANCE
 from llmasos.syscalls.clock import SYSCALLS as CLOCK
 from llmasos.syscalls.context import SYSCALLS as CONTEXT
+from llmasos.syscalls.embed import SYSCALLS as EMBED
 from llmasos.syscalls.exec import exec_syscalls
 from llmasos.syscalls.fs import SYSCALLS as FS
 from llmasos.syscalls.human import SYSCALLS as HUMAN
@@ -20,6 +21,7 @@ from llmasos.syscalls.memory import SYSCALLS as MEMORY
 from llmasos.syscalls.process import SYSCALLS as PROCESS
 from llmasos.syscalls.sandbox import Sandbox
 from llmasos.syscalls.search import SYSCALLS as SEARCH
+from llmasos.syscalls.table import SYSCALLS as TABLE
 from llmasos.syscalls.web import SYSCALLS as WEB
 
 
@@ -32,6 +34,7 @@ def builtin_syscalls(
         (
             *(*CAPABILITY, *HUMAN),
             *(*CONTEXT, *LLM, *PROCESS, *IO, *FS, *SEARCH, *CALC, *CLOCK, *MEMORY, *WEB),
+            *(*EMBED, *TABLE),
             *CHANCE,
             *ipc_syscalls(),
             *execution,

@@ -126,6 +126,12 @@ def content(call: Call, path: str, number: int) -> bytes:
     return data
 
 
+def purge(call: Call, path: str) -> int:
+    """Forget all versions of a file; how many there were. The freed bytes are written over."""
+    with _store(call.runtime.cache_folder, path) as store:
+        return store.purge(_key(call, path))
+
+
 def _key(call: Call, path: str) -> bytes:
     root = call.real_root
     return os.fsencode(root if path == "." else os.path.join(root, path))
@@ -208,6 +214,15 @@ class _Store:
             " ORDER BY kept_at DESC, id DESC LIMIT ?",
             (inside, inside[:-1] + b"0", limit),  # "0" comes behind "/"
         )
+
+    def purge(self, path: bytes) -> int:
+        """Remove all versions of a path, and contents that no other has."""
+        self._connection.execute("PRAGMA secure_delete = ON")
+        with transaction(self._connection):
+            found = self._connection.execute("DELETE FROM versions WHERE path = ?", (path,))
+            num_versions = found.rowcount
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return num_versions
 
     def data(self, path: bytes, number: int) -> bytes | None:
         """A version's bytes."""

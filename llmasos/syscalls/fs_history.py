@@ -52,6 +52,14 @@ class RestoreResult(TypedDict):
     size_bytes: int
 
 
+class PurgeResult(TypedDict):
+    """Earlier versions that are gone."""
+
+    path: str
+    text: str
+    num_versions: int
+
+
 @syscall("fs.history", effect=Effect.READ)
 @in_mount(writes=False)
 def history(
@@ -113,6 +121,21 @@ def restore(
     )
 
 
+@syscall("fs.purge", effect=Effect.WRITE, tool=False, repeatable=True)
+@in_mount(writes=True)
+def purge(call: Call, path: Annotated[str, Field(description="File")]) -> PurgeResult:
+    """Forget all earlier versions of a file for good; the file itself stays."""
+    with root_of(call) as root:
+        place = root.locate(path)
+        with locked(place.folder_fd):
+            num_versions = _versions.purge(call, place.path)
+    return PurgeResult(
+        path=readable_name(place.path),
+        text=f"Forgot {num_versions} earlier versions of {shown(place.path)}.",
+        num_versions=num_versions,
+    )
+
+
 def _latest(call: Call, path: str) -> int:
     kept = [v.number for v in _versions.history(call, path, MAX_LISTED) if v.is_kept]
     if not kept:
@@ -144,4 +167,4 @@ def _line(version: VersionInfo) -> str:
     )
 
 
-SYSCALLS = (history, restore)
+SYSCALLS = (history, restore, purge)

@@ -18,14 +18,16 @@ def anyio_backend() -> str:
 
 
 def test_each_app_is_found_by_its_name():
-    assert {"agent", "call", "chat", "complete"} == set(builtin_apps())
+    assert {"agent", "call", "chat", "complete", "recommender", "support"} == set(builtin_apps())
     assert all(load_builtin(name).info.name == name for name in builtin_apps())
 
 
 def test_an_unknown_app_is_answered_with_those_there_are_and_a_close_one():
-    with pytest.raises(NoSuchApp, match=r"agent, call, chat, complete. Did you mean chat\?"):
+    with pytest.raises(
+        NoSuchApp, match=r"agent, call, chat, complete, recommender, support. Did you mean chat\?"
+    ):
         load_builtin("Chta")
-    with pytest.raises(NoSuchApp, match=r"complete\.$"):
+    with pytest.raises(NoSuchApp, match=r"support\.$"):
         load_builtin("zzz")
 
 

@@ -62,6 +62,19 @@ def test_a_restore_can_be_undone_too(caller: Caller) -> None:
     assert restored(caller, "notes.md", version=latest["version"]) == "two"
 
 
+def test_what_is_purged_cannot_be_had_back_and_its_bytes_are_gone(caller: Caller) -> None:
+    caller.write("people.csv", "Zebulon\n")
+    caller.write("other.csv", "Aurelia\n")
+    for path in ("people.csv", "other.csv"):
+        caller(fs_write.write, path=path, text="nobody\n")
+    assert caller(fs_history.purge, path="people.csv")["num_versions"] == 1
+    assert sizes(caller, "people.csv") == []
+    for file in database(caller).parent.iterdir():
+        assert b"Zebulon" not in file.read_bytes()
+    assert restored(caller, "other.csv") == "Aurelia\n"
+    assert caller(fs_history.purge, path="people.csv")["num_versions"] == 0
+
+
 def test_a_moved_file_can_be_had_back_at_its_old_place(caller: Caller) -> None:
     caller.write("draft.md", "text")
     caller(fs_write.move, path="draft.md", to="final.md")

@@ -1,0 +1,1 @@
+"""The `recommender` app: what a user may like next, and why."""

@@ -1,0 +1,1 @@
+"""The `support` app: customer service over a knowledge base and business flows."""
