@@ -1,7 +1,6 @@
-"""The kernel under asyncio: processes as tasks, signals, the engine's loop. Syscalls: `dispatch`.
+"""The kernel under asyncio: processes as tasks, and signals. Steps: `engine`. Syscalls: `dispatch`.
 
-One event loop owns every kernel structure. One engine thread runs the core, a step at a time; while it
-computes, the loop serves syscalls. A step is awaited shielded: whatever is cancelled, it is committed.
+One event loop owns every kernel structure; while the engine computes, it serves syscalls.
 
 Each process is a task in a cancel scope of its own: KILL, TERM and the wall-time limit cancel that scope.
 INT ends the syscalls that the process is in: a generation returns what it has, others raise `Interrupted`.
@@ -16,7 +15,6 @@ import functools
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -48,13 +46,11 @@ from llmasos.kernel.audit import Audit
 from llmasos.kernel.audit_log import AuditLog
 from llmasos.kernel.branching import Beginning
 from llmasos.kernel.budgets import Budgets
-from llmasos.kernel.chat import Turn
-from llmasos.kernel.context import Context
-from llmasos.kernel.core import Core, Run
-from llmasos.kernel.debug import debug
+from llmasos.kernel.core import Core
 from llmasos.kernel.delivery import Deliveries, Turns
 from llmasos.kernel.dispatch import Dispatcher
 from llmasos.kernel.endings import KERNEL_ENDED, killed_by, out_of_time, run_program
+from llmasos.kernel.engine import Engine
 from llmasos.kernel.errors import (
     InvalidArguments,
     JournalDamaged,
@@ -65,7 +61,6 @@ from llmasos.kernel.errors import (
 from llmasos.kernel.gate import Gate
 from llmasos.kernel.grammar import GrammarCompiler
 from llmasos.kernel.grants import filled_limits
-from llmasos.kernel.jobs import Job
 from llmasos.kernel.journal.branch import Past, past_of
 from llmasos.kernel.journal.entries import ProcessRow
 from llmasos.kernel.journal.events import Event
@@ -75,7 +70,6 @@ from llmasos.kernel.journal.journal import Journal, exit_event
 from llmasos.kernel.kernel import Kernel, KernelOptions
 from llmasos.kernel.metrics import Metrics
 from llmasos.kernel.output import Input, Output
-from llmasos.kernel.page_copies import Span, put_pages, read_sources, sources
 from llmasos.kernel.process import KERNEL_PID, Process
 from llmasos.kernel.program import Program, ProgramLoader
 from llmasos.kernel.questions import Questions
@@ -83,10 +77,9 @@ from llmasos.kernel.recovery import Recovered, labels_of, recover, spawn_values
 from llmasos.kernel.redaction import Vault
 from llmasos.kernel.rules import Policy, Rule
 from llmasos.kernel.sampling import derive_seed
-from llmasos.kernel.scheduler import Plan
 from llmasos.kernel.strands import CallId, begin_strands
 from llmasos.kernel.swap import Swap
-from llmasos.kernel.syscall import Call, SyscallTable
+from llmasos.kernel.syscall import SyscallTable
 from llmasos.kernel.taint import Trust, joined
 from llmasos.kernel.tasks import Task
 from llmasos.kernel.tokenizer import Tokenizer
@@ -151,8 +144,6 @@ class Runtime:
         self.archives = archives
         """Each process's archive, where this kernel keeps any."""
         self.now = now
-        self._core = core
-        self._swap = swap
         self._programs = programs
         self._seed = seed
         self._num_spawned = 0
@@ -178,10 +169,9 @@ class Runtime:
         self.on_population: list[Callable[[], None]] = []
         """Told when a process has ended for good, and when all that comes back is here."""
         self._is_suspending = False
-        self._work = asyncio.Event()
         self.budgets = Budgets(self.kernel, self._tasks, now=now, signal=self.signal)
         self._group: anyio.abc.TaskGroup | None = None
-        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="llmasos-engine")
+        self.engine = Engine(self.kernel, core, swap, journal)
         self.kernel.record = self._record
         if journal is not None:
             journal.trace = self.trace
@@ -196,7 +186,7 @@ class Runtime:
 
     async def __aenter__(self) -> Self:
         self._group = await anyio.create_task_group().__aenter__()
-        self._group.start_soon(self._run_engine)
+        self._group.start_soon(self.engine.run)
         if self._journal is not None:
             self._journal.on_bug = self._stop_on
         return self
@@ -226,10 +216,7 @@ class Runtime:
         finally:
             self._group = None
             self._dispatcher.close()
-            self._engine_thread.shutdown()
-            self._core.close()
-            if self._swap is not None:
-                self._swap.close()
+            self.engine.close()
             with anyio.CancelScope(shield=True):
                 if self._audit is not None:
                     await self._audit.log.aclose()
@@ -394,19 +381,6 @@ class Runtime:
     def home_id(self) -> str:
         """Names the home whose journal this is."""
         return self._kept_journal().store.home_id
-
-    async def read_pages(self, spans: Sequence[Span]) -> dict[bytes, bytes]:
-        """The K/V of these tokens, as far as it is in memory or in swap; by keys without a salt."""
-        found = sources(self.kernel.pool, spans)
-        read = functools.partial(read_sources, self._core, self._swap, found)
-        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, read)
-
-    async def put_pages(self, spans: Sequence[Span], pages: Mapping[bytes, bytes]) -> int:
-        """Put K/V of these tokens into swap, under the spans' salt; returns how many pages that was."""
-        if self._swap is None:
-            return 0
-        put = functools.partial(put_pages, self.kernel.pool, self._swap, spans, pages)
-        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, put)
 
     def _kept_journal(self) -> Journal:
         if self._journal is None:
@@ -589,52 +563,6 @@ class Runtime:
         """See `Dispatcher.syscall`."""
         return await self._dispatcher.syscall(pid, name, args, on_chunk)
 
-    async def run_job(self, call: Call, job: Job) -> Any:
-        """Queue model work, wait for it, return its result or raise its error.
-
-        If the waiter is cancelled the job is ended, in the commit of the step in flight at the latest.
-        """
-        if job.is_done:  # its last token came before a crash, its result did not
-            return _result_of(job)
-        finished = asyncio.Event()
-        job.on_done = lambda _: finished.set()
-        self.kernel.submit(job)
-        call.jobs.append(job)
-        self._work.set()
-        try:
-            await finished.wait()
-        finally:
-            call.jobs.remove(job)
-            if not job.is_done and job.process.exit is None:
-                self.kernel.interrupt(job)
-                with anyio.CancelScope(shield=True):
-                    await finished.wait()
-        return _result_of(job)
-
-    async def shift(
-        self, process: Process, context: Context, turn: Turn, runs: Sequence[Run], forgotten: int
-    ) -> bool:
-        """Make a context shorter as `Kernel.forget` does, but keep the K/V of some runs, shifted to where
-        they are then; False, with nothing changed, where that cannot be. Is never left half done.
-        """
-        tokens = context.tokens[: turn.num_kept] + turn.token_ids
-        shift = self.kernel.begin_shift(process, context, tokens, runs)
-        if shift is None:
-            return False
-        loop = asyncio.get_running_loop()
-        with anyio.CancelScope(shield=True):
-            try:
-                await loop.run_in_executor(
-                    self._engine_thread, self.kernel.execute_shift, self._core, shift
-                )
-            except KernelBug:
-                raise
-            except Exception as error:  # noqa: BLE001 - a driver may raise anything
-                debug(error)
-                self.kernel.close_context(process, shift.target)
-                return False
-        return self.kernel.end_shift(process, context, shift, turn, forgotten)
-
     async def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text, in a worker thread if it is long."""
         encode = functools.partial(self.tokenizer.encode, text, special=special)
@@ -805,7 +733,7 @@ class Runtime:
         process.note = ""
         task.resumed.set()
         task.deliveries.poke()
-        self._work.set()
+        self.engine.wake()
 
     def _task(self, pid: Pid) -> Task:
         self.kernel.process(pid)
@@ -821,36 +749,6 @@ class Runtime:
         self._num_spawned += 1
         return derive_seed(self._seed, self._num_spawned)
 
-    # --- within: the engine
-
-    async def _run_engine(self) -> None:
-        while True:
-            if self._journal is not None and self._journal.is_stuck:
-                await self._journal.moving()
-            plan = self.kernel.plan()
-            if plan is None:
-                self._work.clear()
-                await self._work.wait()
-                continue
-            await self._execute(plan)
-            await anyio.lowlevel.checkpoint()
-
-    async def _execute(self, plan: Plan) -> None:
-        loop = asyncio.get_running_loop()
-        started = time.perf_counter()
-        with anyio.CancelScope(shield=True):
-            try:
-                result = await loop.run_in_executor(
-                    self._engine_thread, self.kernel.execute, self._core, plan
-                )
-            except KernelBug:
-                raise
-            except Exception as error:  # noqa: BLE001 - a driver may raise anything
-                debug(error)
-                self.kernel.abandon(plan, str(error).partition("\n")[0] or type(error).__name__)
-                return
-        self.kernel.commit(plan, result, time.perf_counter() - started)
-
     def _stop_on(self, bug: KernelBug) -> None:
         async def stop() -> None:
             raise bug
@@ -861,12 +759,6 @@ class Runtime:
         if self._group is None:
             raise KernelBug("the runtime is used outside its `async with`")
         return self._group
-
-
-def _result_of(job: Job) -> Any:
-    if job.error is not None:
-        raise job.error
-    return job.result
 
 
 def _first_leaf(group: BaseExceptionGroup[Any]) -> BaseException:

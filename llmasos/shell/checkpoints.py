@@ -131,7 +131,7 @@ async def _with_pages(
         checkpoint,
         page_size=info.page_size,
         bytes_per_page=info.bytes_per_page,
-        pages=await runtime.read_pages(spans),
+        pages=await runtime.engine.read_pages(spans),
         fingerprint=info.fingerprint,
     )
 
@@ -271,4 +271,4 @@ async def _put_pages(runtime: Runtime, checkpoint: Checkpoint, history: History)
         return ""
     salt = f"restored {secrets.token_hex(8)}"
     spans = [Span(held.tokens, salt) for held in history.holdings.contexts.values()]
-    return salt if await runtime.put_pages(spans, checkpoint.pages) else ""
+    return salt if await runtime.engine.put_pages(spans, checkpoint.pages) else ""

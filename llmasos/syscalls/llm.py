@@ -78,11 +78,11 @@ async def _generate(call: Call, job: GenerateJob) -> Generation:
         end = len(context.tokens) - 1
         await make_room(call, job.process, context, Conversation.of(context), end=end)
     try:
-        await runtime.run_job(call, job)
+        await runtime.engine.run_job(call, job)
         while job.is_paused:
             await _make_room_in(call, job)
             if not job.is_done:
-                await runtime.run_job(call, job)
+                await runtime.engine.run_job(call, job)
     finally:
         context.is_held = False
     result: Generation = job.result
@@ -110,7 +110,7 @@ async def _make_room_in(call: Call, job: GenerateJob) -> None:
 async def prefill(call: Call, context: int) -> ContextInfo:
     """Compute what was appended, so that a fork or a reply starts warm."""
     process, target = own_context(call, context)
-    await call.runtime.run_job(call, PrefillJob(process, target))
+    await call.runtime.engine.run_job(call, PrefillJob(process, target))
     return context_info(target, call.runtime.kernel.info.context_length)
 
 
@@ -128,7 +128,7 @@ async def score(
     token_ids = [await call.runtime.encode(text) for text in candidates]
     if not all(token_ids):
         raise InvalidArguments("llm.score: a candidate is empty.")
-    await call.runtime.run_job(call, PrefillJob(process, target))
+    await call.runtime.engine.run_job(call, PrefillJob(process, target))
     rows: list[tuple[float, ...]] = [()] * len(candidates)
 
     async def score_one(index: int) -> None:
@@ -148,7 +148,7 @@ async def _score_tokens(
     try:
         kernel.append(process, scratch, token_ids)
         job = ScoreJob(process, scratch, num_scored=len(token_ids))
-        result: tuple[float, ...] = await call.runtime.run_job(call, job)
+        result: tuple[float, ...] = await call.runtime.engine.run_job(call, job)
         return result
     finally:
         if scratch.context_id in process.contexts:

@@ -63,7 +63,7 @@ async def _condense(call: Call, process: Process, text: str) -> str:
             max_tokens=summary_tokens(window), stop=tokenizer.chat_stop_strings
         )
         job = GenerateJob(process, context, tokenizer, options, context_length=window)
-        result: Generation = await call.runtime.run_job(call, job)
+        result: Generation = await call.runtime.engine.run_job(call, job)
     finally:
         if context.context_id in process.contexts:
             kernel.close_context(process, context)

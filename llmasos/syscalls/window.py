@@ -40,7 +40,7 @@ async def make_room(
     with _held(context):
         left = await _follow(call, process, context, whole, shorter)
         turn, num_forgotten = left.turn_of(context), len(whole.tokens) - len(left.tokens)
-        if context.window is WindowPolicy.SHIFT and await call.runtime.shift(
+        if context.window is WindowPolicy.SHIFT and await call.runtime.engine.shift(
             process, context, turn, shorter.runs, num_forgotten
         ):
             return True

@@ -12,7 +12,7 @@ from llmasos.apps.sdk import Proc
 from llmasos.apps.vectors import Logistic, embed, fit_logistic
 
 ESCALATE_FROM = 0.6
-"""Chosen by five-fold cross-validation on `UPSET` and `CALM` (see docs/apps/support.md)."""
+"""Set by hand; what it gives on sentences that were not trained on is in docs/apps/support.md."""
 
 UPSET = (
     "This is unacceptable, I have been waiting for three weeks.",
