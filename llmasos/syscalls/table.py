@@ -20,6 +20,7 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed, InvalidArguments
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.kernel.taint import joined
 from llmasos.syscalls import _labels
 from llmasos.syscalls._atomic import locked, refuse_unwritable
 from llmasos.syscalls._database import transaction
@@ -197,8 +198,8 @@ def copy(call: Call, path: TableFile, to: TableFile) -> CopyResult:
             refuse_unwritable(target, to)
             call.charge_bytes(source.status.st_size if source.status else 0)
             _labels.made_folders(call, root, target.path)
-            if call.taint:
-                _labels.store_of(call).mark(_labels.key_of(call, target.path), call.taint)
+            if labels := joined(call.taint, _labels.names(call, [source.path])):
+                _labels.store_of(call).mark(_labels.key_of(call, target.path), labels)
             _copy(call, connection, target)
     return CopyResult(text=f"Copied {shown(path)} to {shown(to)}.", path=target.path)
 
