@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from llmasos.kernel.errors import Failed, InvalidArguments
 from llmasos.kernel.syscall import Call
+from llmasos.syscalls import _labels
 from llmasos.syscalls._paths import Place, Root, refuse_unless_file, shown
 
 Value = str | int | float | bool | None
@@ -29,9 +30,13 @@ MAX_CELL_CHARS = 4_000
 def opened(
     call: Call, root: Root, path: str, *, mode: str
 ) -> Iterator[tuple[Place, sqlite3.Connection]]:
-    """An open table file, `mode` `ro` or `rw`. Raises `SyscallError`, also for what SQLite says inside."""
+    """An open table file, `mode` `ro` or `rw`: its labels are the process's, and where it is changed the
+    process's are its own. Raises `SyscallError`, also for what SQLite says inside."""
     place = root.existing(path)
     refuse_unless_file(place.status, path)
+    _labels.read_files(call, root, [place.path])
+    if mode == "rw" and call.taint:
+        _labels.store_of(call).mark(_labels.key_of(call, place.path), call.taint)
     file = os.path.join(call.real_root, place.path)
     try:
         with closing(_connected(file, mode)) as connection:

@@ -20,6 +20,8 @@ from pydantic import Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed, InvalidArguments
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.kernel.taint import joined
+from llmasos.syscalls import _labels
 from llmasos.syscalls._atomic import locked, refuse_unwritable
 from llmasos.syscalls._database import transaction
 from llmasos.syscalls._mounts import in_mount
@@ -195,6 +197,9 @@ def copy(call: Call, path: TableFile, to: TableFile) -> CopyResult:
         with locked(target.folder_fd):
             refuse_unwritable(target, to)
             call.charge_bytes(source.status.st_size if source.status else 0)
+            _labels.made_folders(call, root, target.path)
+            if labels := joined(call.taint, _labels.names(call, [source.path])):
+                _labels.store_of(call).mark(_labels.key_of(call, target.path), labels)
             _copy(call, connection, target)
     return CopyResult(text=f"Copied {shown(path)} to {shown(to)}.", path=target.path)
 

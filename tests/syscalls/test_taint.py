@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +279,7 @@ async def test_messages_carry_what_has_reached_their_sender(
 async def tainted(home: GuardedHome, site: Site, *calls: Any) -> str:
     """Make calls as a process that has read a page and may write all the same."""
     capabilities = Capabilities(
-        root=str(home.root), hosts=("*",), tainted=("fs.*", "memory.*", "exec.*")
+        root=str(home.root), hosts=("*",), tainted=("fs.*", "memory.*", "exec.*", "table.*")
     )
     params = {"url": url(site), "then": list(calls)}
     said = await home.outcome("fetches", params, capabilities=capabilities)
@@ -322,6 +324,30 @@ async def test_other_files_stay_clean(home: GuardedHome, site: Site) -> None:
         assert not await is_reached(home, ("fs.read", {"path": "own.md"}))
         assert not await is_reached(home, ("fs.grep", {"text": "tea", "path": "own.md"}))
         assert not await is_reached(home, ("search", {"query": "tea", "path": "own.md"}))
+
+
+async def test_rows_that_a_tainted_process_wrote_taint_whoever_reads_them_or_their_copy(
+    home: GuardedHome, site: Site
+) -> None:
+    with closing(sqlite3.connect(home.root / "orders.db")) as made:
+        made.execute("CREATE TABLE orders (id INTEGER, note TEXT)")
+        made.execute("INSERT INTO orders VALUES (1, 'fine')")
+        made.commit()
+    query = {"path": "orders.db", "table": "orders"}
+    async with home.booted():
+        assert not await is_reached(home, ("table.query", query))
+        await tainted(
+            home,
+            site,
+            ("table.update", {**query, "where": {"id": 1}, "values": {"note": "hacked"}}),
+        )
+        assert await is_reached(home, ("table.query", query))
+        await home.outcome(
+            "does",
+            {"calls": [("table.copy", {"path": "orders.db", "to": "copy.db"})]},
+            capabilities=Capabilities(root=str(home.root), tainted=("table.*",)),
+        )
+        assert await is_reached(home, ("table.query", {**query, "path": "copy.db"}))
 
 
 async def test_a_rename_does_not_wash(home: GuardedHome, site: Site) -> None:

@@ -59,7 +59,8 @@ async def {module}(proc: Proc, params: Params) -> None:
         for number in range(params.lines):
             await proc.progress(number, params.lines, "lines")
             said = "Begin." if number == 0 else "Go on."
-            async with session.stream(f"{{said}} The topic is {{params.topic}}.", max_tokens=40) as reply:
+            said = f"{{said}} The topic is {{params.topic}}."
+            async with session.stream(said, max_tokens=40, temperature=0.8) as reply:
                 async for piece in reply:
                     await proc.print(piece, end="")
             await proc.print()
