@@ -216,15 +216,19 @@ class Bench:
             self._run_out(Orders(self.home, self.seed, is_last=True))
             self.watch.look("the end", thorough=True)
             tally.problems += self.watch.problems
-        specs = [spec for ack in lines_of(self.home / ACKS) if (spec := self._spec(ack["title"]))]
+        specs = self._begun()
         if not tally.problems:
             harness.progress(f"{len(specs)} processes undisturbed")
             self._run_out(Orders(self.quiet, self.seed, only=specs))
         return self._compared(specs)
 
-    def _spec(self, title: str) -> Spec:
-        slot, generation = map(int, title.split("."))
-        return spec_of(slot, generation, self.seed)
+    def _begun(self) -> list[Spec]:
+        """Everything that was acknowledged, or that the journal knows: a kill may come between the two."""
+        titles = {ack["title"] for ack in lines_of(self.home / ACKS)}
+        if not self.tally.problems:
+            titles |= outcomes_of(self.home).keys()
+        places = sorted(tuple(map(int, title.split("."))) for title in titles)
+        return [spec_of(slot, generation, self.seed) for slot, generation in places]
 
     def _run_out(self, orders: Orders) -> None:
         pid = start(self.machine, orders)

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from llmasos.kernel.abi import Effect
 from llmasos.kernel.errors import Failed, InvalidArguments, LimitExceeded
 from llmasos.kernel.syscall import Call, syscall
+from llmasos.syscalls import _labels
 from llmasos.syscalls._atomic import locked, refuse_unwritable, replace
+from llmasos.syscalls._mounts import in_mount
 from llmasos.syscalls._once import digest, holds, identity, intend, made_before
-from llmasos.syscalls._paths import Root, readable_name, shown
+from llmasos.syscalls._paths import readable_name, root_of, shown
 from llmasos.syscalls._text import size_text
 from llmasos.syscalls._versions import keep
 from llmasos.syscalls.fs_write import MAX_FILE_BYTES, WriteResult
@@ -55,6 +57,7 @@ class Block(BaseModel):
 
 
 @syscall("document.write", effect=Effect.WRITE, repeatable=True, tool=False)
+@in_mount(writes=True)
 def write(
     call: Call,
     path: Annotated[str, Field(description="File, like report.docx")],
@@ -68,7 +71,8 @@ def write(
     data = _document(blocks)
     if len(data) > MAX_FILE_BYTES:
         raise LimitExceeded(f"The document would have {size_text(len(data))}; split it.")
-    with Root(call.root) as root:
+    with root_of(call) as root:
+        _labels.made_folders(call, root, path)
         place = root.locate(path, make_folders=True)
         with locked(place.folder_fd):
             made = made_before(
@@ -84,9 +88,11 @@ def write(
                 num_lines=len(blocks),
                 created=place.status is None,
             )
+            call.charge_bytes(len(data))
             intend(call, place, after=digest(data), result=result)
             keep(call, root, place, "document.write")
-            replace(place, data)
+            with _labels.writing(call, place, data):
+                replace(place, data)
     return result
 
 
