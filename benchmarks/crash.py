@@ -4,7 +4,7 @@
 
 Twelve processes run on the real model at any time (`crash_apps`), in a kernel that is a forked process
 (`crash_kernel`). It is killed at random moments and while it is in a step, in a commit, in a write to swap,
-in a syscall's driver, in recovery; after each kill the journal is read and held against what it was and
+in a syscall's driver, in a call to the outside, in recovery; after each kill the journal is read and held against what it was and
 against what the apps had seen (`crash_checks`), and bits are flipped and ends torn off: in swap, in a copy
 of the journal, now and then in a copy of the model (`crash_damage`). Then what is left comes to its end, and
 everything is run again in another home without a kill, to compare.
@@ -53,7 +53,7 @@ PATIENCE_S = 20.0
 """How long recovery, or a phase, is waited for."""
 DAMAGED_MODELS = 20
 """One model is damaged for so many kills."""
-WITHIN_S = {"step": 0.03, "commit": 0.002, "swap": 0.0008, "driver": 0.005}
+WITHIN_S = {"step": 0.03, "commit": 0.002, "swap": 0.0008, "driver": 0.005, "outside": 0.005}
 """A phase goes on for up to so long before the kill."""
 
 

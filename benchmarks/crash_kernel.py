@@ -41,7 +41,7 @@ from llmasos.kernel.tokenizer import Tokenizer
 from llmasos.shell.home import JOURNAL_NAME, kernel_lock
 from llmasos.syscalls import builtin_syscalls
 
-PHASES = ("step", "commit", "swap", "driver", "recovery")
+PHASES = ("step", "commit", "swap", "driver", "outside", "recovery")
 KV_BYTES = 40 << 20
 SWAP_BYTES = 256 << 20
 STEP_TOKENS = 128
@@ -325,10 +325,11 @@ def syscalls(home: Path) -> SyscallTable:
 def _watched(entry: Syscall, board: Board) -> Syscall:
     if entry.is_async:
         return entry
+    is_outside = entry.info.effect is Effect.EXTERNAL
 
     @functools.wraps(entry.function)
     def function(*args: Any, **how: Any) -> Any:
-        with board.during("driver"):
+        with board.during("outside" if is_outside else "driver"):
             return entry.function(*args, **how)
 
     return replace(entry, function=function)

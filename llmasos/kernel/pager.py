@@ -13,7 +13,8 @@
   to wait still against what it costs to bring them back. Whoever is not chosen is held.
 
 All but `execute` is the event loop's; `execute` is the engine thread's, for the step in flight. Pages that
-are being loaded are their context's alone, so nothing that the step computes reads or writes them.
+are being loaded are their context's alone, so nothing that the step computes reads or writes them; a copy
+may still be from one of them, of what was there before, and is made first.
 """
 
 from __future__ import annotations
@@ -218,9 +219,13 @@ class Pager:
     # --- the engine thread
 
     def execute(self, core: Core, step: StepPlan, moves: Moves) -> StepResult:
-        """Save, then load and compute at once: no page is overwritten before it was saved. Blocks."""
+        """Save and copy, then load and compute at once: no page is overwritten before it was saved, and
+        copied for whoever shared it. Blocks."""
         for page_id, key in moves.saves:
             self._put(core, page_id, key)
+        if moves.loads and step.copies:
+            core.execute(StepPlan((), step.copies))
+            step = replace(step, copies=())
         begun = self._now()
         loading = self._begin_loading(core, moves)
         try:

@@ -164,7 +164,10 @@ class ScriptedCore:
         page_size: int = 4,
         context_length: int = 1024,
         fingerprint: str = "scripted",
+        has_views: bool = False,
     ) -> None:
+        """`has_views`: pages are put back where they lie, as on the CPU, and not by `write_page`."""
+        self._has_views = has_views
         self.info = CoreInfo(
             model="scripted",
             fingerprint=fingerprint,
@@ -221,9 +224,9 @@ class ScriptedCore:
             raise KernelBug(f"a page of {len(content)} bytes was to be put back")
         self._slots[page_id] = np.frombuffer(content, dtype=np.int64)
 
-    def page_view(self, page_id: PageId) -> None:
-        """See `Core.page_view`: pages are put back by `write_page`, whose checks are wanted."""
-        return
+    def page_view(self, page_id: PageId) -> memoryview | None:
+        """See `Core.page_view`."""
+        return memoryview(self._slots[page_id]).cast("B") if self._has_views else None
 
     def _write(self, piece: SequenceSlice) -> None:
         if not piece.tokens or len(piece.page_ids) * self.info.page_size < piece.end:

@@ -122,7 +122,8 @@ class SlowCore(ScriptedCore):
 
 def swapping_machine(disk: Disk | None = None, **options: Any) -> Machine:
     """A machine that computes slowly and swaps to this disk."""
-    sizes = {key: options.pop(key) for key in ("num_pages", "page_size") if key in options}
+    ours = ("num_pages", "page_size", "has_views")
+    sizes = {key: options.pop(key) for key in ours if key in options}
     clock = FakeClock()
     core = SlowCore(clock, context_length=options.pop("context_length", 1024), **sizes)
     max_bytes = options.pop("max_bytes", 1 << 30)

@@ -10,7 +10,7 @@ from llmasos.kernel.abi import ContextId
 from llmasos.kernel.core import StepPlan, StepResult
 from llmasos.kernel.costs import Line
 from llmasos.kernel.errors import OutOfMemory
-from llmasos.kernel.jobs import GenerateJob
+from llmasos.kernel.jobs import GenerateJob, PrefillJob, ScoreJob
 from llmasos.kernel.process import Process
 from llmasos.kernel.scripted import ScriptedCore
 from llmasos.kernel.swap import Swap
@@ -339,3 +339,33 @@ def test_whoever_is_parked_in_a_plan_finds_its_pages_again_and_computes_nothing_
             machine.generate_in(process, context, max_tokens=8)
         machine.run()
     assert recomputed(machine) == 0
+
+
+def test_a_page_is_copied_before_another_is_loaded_in_its_place() -> None:
+    """A context is parked in the very plan that copies its last page for a fork: the page is free then, and
+    somebody else's content is read into it while the step is computed."""
+    machine = swapping_machine(num_pages=4, page_size=4, has_views=True)
+    machine.kernel.pager.costs.is_loading_forced = True
+    parent, source = machine.context("forked")
+    process, context = machine.context("back")
+    machine.generate_in(process, context, max_tokens=3)
+    machine.run()
+    other = machine.generate("takes it all", max_tokens=1)
+    machine.run()
+    machine.kill(other.process)
+    machine.kernel.submit(PrefillJob(parent, source))
+    machine.run()
+
+    fork = machine.kernel.scratch_context(parent, source)
+    target = continuation("forked", 2)
+    machine.kernel.append(parent, fork, list(target.encode()))
+    scored = ScoreJob(parent, fork, num_scored=2)
+    machine.kernel.submit(scored)
+    machine.generate_in(process, context, max_tokens=1)
+    plan = machine.kernel.plan()
+    assert plan is not None
+    sources = {page_id for page_id, _ in plan.step.copies}
+    assert sources & {page_id for load in plan.moves.loads for page_id in load.page_ids}
+    machine.kernel.commit(plan, machine.execute(plan), 0.01)
+    machine.run()
+    assert scored.result == (-0.125, -0.125)

@@ -21,8 +21,11 @@ class SwapKernelMachine(KernelMachine):
         page_size=st.integers(1, 4),
         budget=st.integers(1, 9),
         max_bytes=st.integers(100, 5000),
+        has_views=st.booleans(),
     )
-    def boot(self, num_pages: int, page_size: int, budget: int, max_bytes: int) -> None:
+    def boot(
+        self, num_pages: int, page_size: int, budget: int, max_bytes: int, has_views: bool
+    ) -> None:
         self.disk = Disk()
         self.machine = swapping_machine(
             self.disk,
@@ -31,6 +34,7 @@ class SwapKernelMachine(KernelMachine):
             step_tokens=budget,
             context_length=40,
             max_bytes=max_bytes,
+            has_views=has_views,
         )
         self.kernel = self.machine.kernel
 
