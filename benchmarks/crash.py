@@ -4,10 +4,10 @@
 
 Twelve processes run on the real model at any time (`crash_apps`), in a kernel that is a forked process
 (`crash_kernel`). It is killed at random moments and while it is in a step, in a commit, in a write to swap,
-in a syscall's driver, in a call to the outside, in recovery; after each kill the journal is read and held against what it was and
-against what the apps had seen (`crash_checks`), and bits are flipped and ends torn off: in swap, in a copy
-of the journal, now and then in a copy of the model (`crash_damage`). Then what is left comes to its end, and
-everything is run again in another home without a kill, to compare.
+in a syscall's driver, in a call to the outside, in recovery; after each kill the journal is read and held
+against what it was and against what the apps had seen (`crash_checks`), and bits are flipped and ends torn
+off: in swap, in a copy of the journal, now and then in a copy of the model (`crash_damage`). Then what is
+left comes to its end, and everything is run again in another home without a kill, to compare.
 """
 
 from __future__ import annotations
