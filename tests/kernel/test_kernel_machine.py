@@ -73,8 +73,11 @@ class KernelMachine(RuleBasedStateMachine):
 
     @rule(process=processes, data=st.data(), max_tokens=st.integers(1, 12))
     def generate(self, process: Process, data: st.DataObject, max_tokens: int) -> None:
-        context = self.pick(process, data)
-        if context is None or context.busy or len(context.tokens) >= 40:
+        if context := self.pick(process, data):
+            self.generate_in(process, context, max_tokens)
+
+    def generate_in(self, process: Process, context: Context, max_tokens: int) -> None:
+        if context.busy or len(context.tokens) >= 40:
             return
         tokens = context.tokens.copy()
         try:

@@ -53,6 +53,15 @@ class SwapKernelMachine(KernelMachine):
                 self.generate(process, data, max_tokens=2)
         self.work(int(30 * share))
 
+    @rule(data=st.data())
+    def forks_go_on(self, data: st.DataObject) -> None:
+        """While those they were copied from stand idle: pages are copied, and then given up."""
+        for process in self.machine.processes:
+            if process.exit is None and (context := self.pick(process, data)):
+                fork = self.kernel.fork_context(process, context)
+                self.generate_in(process, fork, 3)
+        self.work(4)
+
     @rule()
     def everyone_idle_is_parked(self) -> None:
         if self.flight is None:
