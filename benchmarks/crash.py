@@ -255,7 +255,7 @@ class Bench:
         report.rows = self._rows(len(ours), effects, num_replayed)
         report.bars = [
             Bar("kills", tally.num_kills, 300),
-            Bar("kills in the phase that was hit least", min(tally.hits.values()), 40),
+            Bar("kills in the phase that was hit least", min(tally.hits.values()), 30),
             Bar(
                 "journaled results, acknowledged processes lost, damage believed",
                 len(tally.problems),
