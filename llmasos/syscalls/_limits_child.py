@@ -1,9 +1,10 @@
 """Run as a program: take limits upon this process, then become another one.
 
-`python -I -S _limits_child.py LIMITS COMMAND...`, LIMITS as JSON: resource limits by name, `nice`, and
-`uid`, the user to become (root alone can).
-Between fork and exec of a process with threads nothing of this may be done, so it has a process of its
-own. Imports nothing of LLMasOS.
+`python -I -S _limits_child.py LIMITS COMMAND...`, LIMITS as JSON: resource limits by name, `nice`,
+`oom_score_adj` (who goes first when memory is short), and `uid`, the user to become (root alone can).
+Between fork and exec of a process with threads nothing of this may be done, so it has a process of its own;
+inside a sandbox, since a limit on processes counts those of a user in a namespace. Imports nothing of
+LLMasOS.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ def main() -> None:
     """Never returns."""
     limits = json.loads(sys.argv[1])
     os.nice(limits.pop("nice", 0))
+    if (score := limits.pop("oom_score_adj", None)) is not None:
+        with (
+            contextlib.suppress(OSError),  # Linux alone has it
+            open("/proc/self/oom_score_adj", "w", encoding="ascii") as file,
+        ):
+            file.write(str(score))
     uid = limits.pop("uid", None)
     if uid is not None:
         os.setgroups([])

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,14 @@ import anyio.to_thread
 import psutil
 
 from llmasos.kernel.errors import Failed
+from llmasos.syscalls._confining import (
+    LIMITS_CHILD,
+    interpreter,
+    num_own_threads,
+    python_prefix,
+    system_view,
+    works,
+)
 from llmasos.syscalls._other_user import GIVEN, free_uid, outer_sandbox
 
 MEMORY_BYTES = 1024 * 2**20
@@ -41,9 +48,6 @@ MAX_CONCURRENT = 4
 NICENESS = 10
 WATCH_S = 0.05
 SCRATCH = "/scratch"
-_CHILD = str(Path(__file__).with_name("_limits_child.py"))
-_SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
-_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +125,8 @@ class Sandbox:
             "NOFILE": MAX_OPEN_FILES, "nice": NICENESS,
         }  # fmt: skip
         if uid is None:
-            limits["NPROC"] = _num_own_threads() + MAX_PROCESSES
-        limiting = [_python(), "-I", "-S", _CHILD, json.dumps(limits)]
+            limits["NPROC"] = num_own_threads() + MAX_PROCESSES
+        limiting = [interpreter(), "-I", "-S", LIMITS_CHILD, json.dumps(limits)]
         if self._kind != "bubblewrap":
             return [*limiting, *prefix, *command(str(folder))]
         files = sorted(folder.iterdir())
@@ -136,9 +140,9 @@ class Sandbox:
         return outer_sandbox(
             self._bubblewrap,
             _system(),
-            _python(),
+            interpreter(),
             prefix=os.path.realpath(sys.base_prefix),
-            child=_CHILD,
+            child=LIMITS_CHILD,
             files=files,
             uid=uid,
             max_processes=MAX_PROCESSES,
@@ -171,7 +175,7 @@ class Sandbox:
                 prefix = [self._bubblewrap, *_view(), *extra]
                 outer = self._outer(free_uid(self._uids) if os.geteuid() == 0 else None, ())
                 try_out = [*outer, *prefix, "--remount-ro", "/", "--", "/bin/sh", "-c", "exit 0"]
-                if _works(try_out):
+                if works(try_out):
                     self._kind = "bubblewrap"
                     return prefix
         if not self._allow_weak:
@@ -192,30 +196,16 @@ class Sandbox:
                 "--fork",
                 "--kill-child",
             ]
-            if _works([*prefix, "/bin/sh", "-c", "exit 0"]):
+            if works([*prefix, "/bin/sh", "-c", "exit 0"]):
                 self._kind = f"limits without network{unbound}"
                 return prefix
         self._kind = f"limits{unbound}"
         return []
 
 
-def _python() -> str:
-    """The interpreter itself, not a virtual environment's link to it."""
-    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-
-
-def _num_own_threads() -> int:
-    """Of this user, whose limit on processes counts them all."""
-    uid, total = os.getuid(), 0
-    for process in psutil.process_iter(["uids", "num_threads"]):
-        uids = process.info["uids"]
-        total += (process.info["num_threads"] or 0) if uids and uids.real == uid else 0
-    return total
-
-
 def python_command(script: str) -> list[str]:
     """Runs a script with the standard library alone."""
-    return [_python(), "-I", "-S", "-B", "-X", "utf8", script]
+    return [interpreter(), "-I", "-S", "-B", "-X", "utf8", script]
 
 
 def _view() -> list[str]:
@@ -235,32 +225,13 @@ def _view() -> list[str]:
 
 def _system() -> list[str]:
     """bubblewrap's arguments: the system's programs and Python, read-only."""
-    args = ["--ro-bind", "/usr", "/usr"]
-    for folder in _SYSTEM_FOLDERS:
-        if os.path.islink(folder):
-            args += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            args += ["--ro-bind", folder, folder]
-    for file in _SYSTEM_FILES:
-        args += ["--ro-bind-try", file, file]
-    if not sys.base_prefix.startswith("/usr/") and sys.base_prefix != "/usr":
-        args += ["--ro-bind", os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_prefix)]
-    return args
+    prefix = python_prefix()
+    return [*system_view(), *(["--ro-bind", prefix, prefix] if prefix else [])]
 
 
 def _given(file: Path, *, shown_in_outer: bool) -> list[str]:
     source = f"{GIVEN}/{file.name}" if shown_in_outer else str(file)
     return ["--ro-bind", source, f"{SCRATCH}/{file.name}"]
-
-
-def _works(command: list[str]) -> bool:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False, env={}
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
 
 
 class _Run:

@@ -14,8 +14,6 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,11 +23,18 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import psutil
 
 from llmasos.apps.remote.wire import FD, MAX_MESSAGE_BYTES, TOKEN
 from llmasos.kernel.abi import Pid
 from llmasos.kernel.errors import AppError
+from llmasos.syscalls._confining import (
+    LIMITS_CHILD,
+    interpreter,
+    num_own_threads,
+    python_prefix,
+    system_view,
+    works,
+)
 from llmasos.syscalls.sandbox import kill_tree
 
 MEMORY_BYTES = 1024 * 2**20
@@ -43,9 +48,8 @@ NICENESS = 10
 FIRST_UID = 1_900_000_000
 """Where the kernel is root, apps are users from here on: far from any that a system gives out."""
 NUM_UIDS = 100_000_000
-_CONFINE = str(Path(__file__).with_name("_confine.py"))
-_SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
-_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/ssl")
+OOM_SCORE = 800
+_CERTIFICATES = "/etc/ssl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ class Launcher:
         candidates += [[*_AS_USER, "--disable-userns"], _AS_USER]
         for privileges in candidates:
             argv = [self._bubblewrap, *privileges, *_view()]
-            if _works([*argv, "--remount-ro", "/", "--", "/bin/sh", "-c", "exit 0"]):
+            if works([*argv, "--remount-ro", "/", "--", "/bin/sh", "-c", "exit 0"]):
                 return _Prefix(tuple(argv), has_own_user=privileges is _AS_ROOT)
         return _Prefix()
 
@@ -165,14 +169,16 @@ class _Prefix:
         limits = json.dumps(
             {
                 "nice": NICENESS,
+                "oom_score_adj": OOM_SCORE,
                 "uid": FIRST_UID + pid % NUM_UIDS if self.has_own_user else None,
-                "rlimits": self._rlimits(),
+                **self._rlimits(),
             }
         )
-        confined = [_python(), "-I", "-S", "-B", _CONFINE, limits, *executable.argv]
+        confined = [interpreter(), "-I", "-S", "-B", LIMITS_CHILD, limits, *executable.argv]
         if not self.argv:
             return confined
-        seen = dict.fromkeys([*executable.readable, _CONFINE, *_python_folders()])
+        prefix = python_prefix()
+        seen = dict.fromkeys([*executable.readable, LIMITS_CHILD, *([prefix] if prefix else [])])
         binds = [arg for path in seen for arg in _seen(path)]
         variables = [arg for name, value in env.items() for arg in ("--setenv", name, value)]
         return [*self.argv, *variables, *binds, "--remount-ro", "/", "--", *confined]
@@ -188,7 +194,7 @@ class _Prefix:
         if self.argv:
             limits["NPROC"] = MAX_PROCESSES
         elif os.getuid() != 0:  # outside a namespace the count is of all that the user runs
-            limits["NPROC"] = _num_own_threads() + MAX_PROCESSES
+            limits["NPROC"] = num_own_threads() + MAX_PROCESSES
         return limits
 
 
@@ -200,35 +206,10 @@ def _seen(path: str) -> list[str]:
     return [*made, "--ro-bind", path, path]
 
 
-def _num_own_threads() -> int:
-    uid, total = os.getuid(), 0
-    for process in psutil.process_iter(["uids", "num_threads"]):
-        uids = process.info["uids"]
-        total += (process.info["num_threads"] or 0) if uids and uids.real == uid else 0
-    return total
-
-
-def _python() -> str:
-    """The interpreter itself, not a virtual environment's link to it."""
-    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-
-
-def _python_folders() -> list[str]:
-    prefix = os.path.realpath(sys.base_prefix)
-    return [] if prefix == "/usr" or prefix.startswith("/usr/") else [prefix]
-
-
 def _view() -> list[str]:
     """bubblewrap's arguments: what the inside looks like, before an app's own folders."""
     args = ["--die-with-parent", "--new-session", "--clearenv", "--hostname", "app"]
-    args += ["--ro-bind", "/usr", "/usr"]
-    for folder in _SYSTEM_FOLDERS:
-        if os.path.islink(folder):
-            args += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            args += ["--ro-bind", folder, folder]
-    for file in _SYSTEM_FILES:
-        args += ["--ro-bind-try", file, file]
+    args += system_view([_CERTIFICATES])
     size = ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs"]
     return [
         *args,
@@ -243,13 +224,3 @@ def _view() -> list[str]:
         "--chdir",
         "/tmp",
     ]
-
-
-def _works(command: list[str]) -> bool:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False, env={}
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
