@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from llmasos.apps.files import csv_rows
 from llmasos.kernel.errors import AppError
 
 
@@ -91,23 +92,8 @@ def parse_events(path: str, text: str, items: dict[str, Item]) -> list[Event]:
 
 
 def _rows(path: str, text: str, wanted: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(text), strict=True)
-    try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        if missing := wanted - set(header):
-            raise AppError(f"{path}, line 1: the column {sorted(missing)[0]} is missing.")
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(header):
-                raise AppError(
-                    f"{path}, line {reader.line_num}: {len(row)} cells where the header has"
-                    f" {len(header)}."
-                )
-            cells = [cell.strip() for cell in row]
-            yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise AppError(f"{path}, line {reader.line_num}: this is no CSV ({error}).") from error
+    for line, row in csv_rows(path, text, wanted):
+        yield line, {name: cell.strip() for name, cell in row.items()}
 
 
 def _number(text: str, where: str) -> float:

@@ -8,6 +8,7 @@ from functools import partial
 
 import anyio.to_thread
 
+from llmasos.apps.files import read_whole
 from llmasos.apps.recommender.data import (
     Data,
     Event,
@@ -24,7 +25,6 @@ from llmasos.apps.vectors import embed
 from llmasos.kernel.errors import AppError, Failed
 
 ITEMS, EVENTS, NEW = "items.csv", "events.csv", "new-events.csv"
-MAX_LINES = 20_000
 HEADER = ("user", "item", "time", "value")
 
 
@@ -42,12 +42,12 @@ class Shop:
     @classmethod
     async def load(cls, proc: Proc, folder: str) -> Shop:
         """Read everything. Raises `AppError`."""
-        items = parse_items(f"{folder}/{ITEMS}", await _read(proc, f"{folder}/{ITEMS}"))
+        items = parse_items(f"{folder}/{ITEMS}", await read_whole(proc, f"{folder}/{ITEMS}"))
         events = []
         for name in (EVENTS, NEW):
             if name == EVENTS or await _exists(proc, folder, name):
                 path = f"{folder}/{name}"
-                events += parse_events(path, await _read(proc, path), items)
+                events += parse_events(path, await read_whole(proc, path), items)
         if not events:
             raise AppError(f"{folder}/{EVENTS} has no event; nothing can be learnt from nothing.")
         return cls(proc, folder, Data(items, events), await item_vectors(proc, items.values()))
@@ -104,7 +104,7 @@ class Shop:
             if not await _exists(self.proc, self.folder, name):
                 continue
             path = f"{self.folder}/{name}"
-            text, num_gone = without_user(await _read(self.proc, path), user)
+            text, num_gone = without_user(await read_whole(self.proc, path), user)
             if num_gone:
                 await self.proc.call("fs.write", path=path, text=text)
             await self.proc.call("fs.purge", path=path)
@@ -121,16 +121,6 @@ async def item_vectors(proc: Proc, items: Iterable[Item]) -> Array | None:
         return (await embed(proc, [item.content for item in items])).astype(float)
     except Failed:
         return None
-
-
-async def _read(proc: Proc, path: str) -> str:
-    try:
-        result = await proc.call("fs.read", path=path, max_lines=MAX_LINES)
-    except Failed as error:
-        raise AppError(str(error)) from error
-    if result["truncated"]:
-        raise AppError(f"{path} is too long: at most {MAX_LINES:,} lines are read.")
-    return str(result["text"])
 
 
 async def _exists(proc: Proc, folder: str, name: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from llmasos.apps.files import read_whole
 from llmasos.apps.sdk import Child, ChildExit, Proc, gather
-from llmasos.apps.support.desk import Desk, read_whole
+from llmasos.apps.support.desk import Desk
 from llmasos.apps.support.knowledge import read_jsonl
 from llmasos.kernel.errors import AppError
 

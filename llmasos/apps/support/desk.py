@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmasos.apps.files import read_whole
 from llmasos.apps.sdk import Proc, SyscallError
 from llmasos.apps.support.config import FILE, Config, Orders, parse_config
 from llmasos.apps.support.knowledge import Entry, parse_document, parse_faq, read_jsonl
@@ -15,9 +16,8 @@ from llmasos.apps.support.matching import NOTHING, Form, Match, Matcher
 from llmasos.apps.support.moods import Mood, fit_moods
 from llmasos.apps.support.slots import Meaning
 from llmasos.apps.vectors import Logistic, Vectors, embed
-from llmasos.kernel.errors import AppError, Failed
+from llmasos.kernel.errors import AppError
 
-MAX_LINES = 20_000
 HUMAN, THANKS, HELLO = "desk:human", "desk:thanks", "desk:hello"
 _OWN_EXAMPLES = {
     HUMAN: (
@@ -45,17 +45,6 @@ class Base:
         if model != "minilm" or self.config.languages[0] != "en":
             return self.forms
         return tuple(form for form in self.forms if form.language == "en")
-
-
-async def read_whole(proc: Proc, path: str) -> str:
-    """A file's text. Raises `AppError` where there is none, or it is too long to be read whole."""
-    try:
-        result = await proc.call("fs.read", path=path, max_lines=MAX_LINES)
-    except Failed as error:
-        raise AppError(str(error)) from error
-    if result["truncated"]:
-        raise AppError(f"{path} is too long: at most {MAX_LINES:,} lines are read.")
-    return str(result["text"])
 
 
 async def load_base(proc: Proc, folder: str) -> Base:

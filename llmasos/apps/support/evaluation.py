@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
+from llmasos.apps.files import read_whole
 from llmasos.apps.sdk import Proc
-from llmasos.apps.support.desk import Desk, read_whole
+from llmasos.apps.support.desk import Desk
 from llmasos.apps.support.dialogue import Dialogue, Setting
 from llmasos.apps.support.flows import Scalar, Strict
 from llmasos.apps.support.knowledge import read_jsonl

@@ -5,14 +5,13 @@ Pure: texts in, entries out. What is wrong with a file is one sentence that name
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llmasos.apps.files import csv_rows
 from llmasos.kernel.errors import AppError
 
 MAX_PASSAGE_CHARS = 700
@@ -57,23 +56,10 @@ def _from_markdown(path: str, text: str, language: str) -> Iterator[Entry]:
 
 
 def _from_csv(path: str, text: str, language: str) -> Iterator[Entry]:
-    reader = csv.reader(io.StringIO(text), strict=True)
-    try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        if not {"question", "answer"} <= set(header):
-            raise AppError(f"{path}, line 1: the columns question and answer are needed.")
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(header):
-                raise AppError(
-                    f"{path}, line {reader.line_num}: {len(row)} cells where the header has"
-                    f" {len(header)}; quote a text that has commas."
-                )
-            cells = dict(zip(header, row, strict=True))
-            yield _entry(cells, path, reader.line_num, language)
-    except csv.Error as error:
-        raise AppError(f"{path}, line {reader.line_num}: this is no CSV ({error}).") from error
+    needed = "the columns question and answer are needed"
+    hint = "; quote a text that has commas"
+    for line, row in csv_rows(path, text, {"question", "answer"}, missing=needed, hint=hint):
+        yield _entry(row, path, line, language)
 
 
 def _from_jsonl(path: str, text: str, language: str) -> Iterator[Entry]:

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmasos.apps.files import read_whole
 from llmasos.apps.sdk import Proc
-from llmasos.apps.support.desk import read_whole
 from llmasos.apps.support.dialogue import Dialogue
 from llmasos.apps.support.knowledge import read_jsonl
 from llmasos.kernel.errors import AppError
