@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -168,9 +169,15 @@ class FullDisk(AuditFile):
     num_refused = 0
     is_full = True
 
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.was_refused_thrice = threading.Event()
+
     def append(self, lines, head):
         if self.is_full:
             self.num_refused += 1
+            if self.num_refused == 3:
+                self.was_refused_thrice.set()
             os.write(self._file, lines[: len(lines) // 2])
             os.ftruncate(self._file, self._size)
             raise OSError(errno.ENOSPC, "full")
@@ -183,8 +190,7 @@ async def test_a_full_disk_holds_up_who_waits_and_loses_nothing(tmp_path, monkey
     log = AuditLog(file)
     log.put({"kind": "call"})
     ticket = log.ticket()
-    while file.num_refused < 3:
-        await asyncio.sleep(0.005)
+    await asyncio.to_thread(file.was_refused_thrice.wait)
     assert not ticket.is_done
     assert "No space left" in log.warning
     log.put({"kind": "call"})

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import time
 
 import pytest
 from hypothesis import given
@@ -120,14 +119,14 @@ def test_a_huge_argument_costs_no_more_than_a_small_one_to_show():
 async def test_workers_give_results_errors_and_take_turns():
     workers = Workers(2, name="test")
     running, most = 0, 0
-    lock = threading.Lock()
+    lock, both = threading.Lock(), threading.Barrier(2)
 
     def work():
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.001)
+        both.wait()
         with lock:
             running -= 1
         return 7
