@@ -1,19 +1,27 @@
 """What an app is given, one thing at a time: results, errors and streamed pieces, in the journal's order.
 
 An app with several calls in flight may act on what comes first. So that a second run of it acts the same,
-things are given in the order in which they are journaled, and after each the app's tasks get some turns
-of the event loop before the next: enough for the news to reach whichever of them it concerns. A thing that
-must be on disk first holds up those behind it.
+things are given in the order in which they are journaled, and after each the app's tasks get turns of the
+event loop before the next, until nothing is left to run: the news has reached whomever it concerns, however
+many tasks within tasks that took. A thing that must be on disk first holds up those behind it. So does a
+call that the app gives up, until it has unwound: what that waits for is not in the journal, and a second run
+goes on at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from typing import Any, TypeVar, cast
 
-SETTLING_TURNS = 12
-"""Turns of the event loop from one thing to the next, while the app waits for more."""
+Result = TypeVar("Result")
+
+SETTLING_TURNS = 64
+"""Turns of the event loop from one thing to the next at most, while the app waits for more: others may
+never come to rest."""
 
 Act = Callable[[], None]
 
@@ -55,15 +63,16 @@ class Ticket:
 
 
 class Turns:
-    """Counts turns of the event loop for all apps together: one callback a turn, however many settle."""
+    """Counts turns of the event loop for all apps together, until it comes to rest: one callback a turn,
+    however many settle."""
 
     def __init__(self) -> None:
         self._due: deque[list[Act]] = deque()
         """What is to be run after the next turn, after the one after it, and so on."""
 
     def after(self, num_turns: int, act: Act) -> None:
-        """Run `act` once so many whole turns, 1 or more, are over; on its own, so that what it raises
-        concerns nobody else."""
+        """Run `act` once so many whole turns, 1 or more, are over, or nothing else is left to run; on its
+        own, so that what it raises concerns nobody else."""
         if not self._due:
             asyncio.get_running_loop().call_soon(self._turn)
         while len(self._due) < num_turns:
@@ -72,6 +81,11 @@ class Turns:
 
     def _turn(self) -> None:
         loop, due = asyncio.get_running_loop(), self._due.popleft()
+        if not getattr(
+            loop, "_ready", True
+        ):  # asyncio's own: whatever is to run in this turn or the next
+            due.extend(act for later in self._due for act in later)
+            self._due.clear()
         if self._due:
             loop.call_soon(self._turn)
         for act in due:  # the counted turn had begun when it was asked for: this one is whole
@@ -90,6 +104,8 @@ class Deliveries:
         """Nothing is given: the process is stopped. `poke` when that has changed."""
         self.may_give: Callable[[], bool] = lambda: True
         """Whether the next thing may be given now; `poke` when that has changed."""
+        self.num_unwinding = 0
+        """Calls that the app has given up and that are not over yet: until then nothing is given."""
         self._turns = turns
         self._queue: deque[tuple[Ticket | None, Act | None]] = deque()
         self._is_busy = False
@@ -115,7 +131,7 @@ class Deliveries:
 
     def _go_on(self) -> None:
         self._is_busy = False
-        while self._queue and not self.is_held and self.may_give():
+        while self._queue and not (self.is_held or self.num_unwinding) and self.may_give():
             ticket, act = self._queue[0]
             if ticket is not None and not ticket.is_done:
                 self._is_busy = True
@@ -130,3 +146,39 @@ class Deliveries:
                 self._is_busy = True
                 self._turns.after(SETTLING_TURNS, self._go_on)
                 return
+
+    def unwound(self) -> None:
+        """A call that was given up is over: go on once the app has done what follows from that."""
+
+        def go_on() -> None:
+            self.num_unwinding -= 1
+            self.poke()
+
+        self._turns.after(SETTLING_TURNS, go_on)
+
+
+@types.coroutine
+def unwinding(
+    work: Coroutine[Any, Any, Result], deliveries: Deliveries
+) -> Generator[Any, Any, Result]:
+    """Await a call's work; from its being cancelled until it has unwound, its app is given nothing."""
+    is_cancelled = False
+    step = functools.partial(work.send, None)
+    try:
+        while True:
+            try:
+                waits_for = step()
+            except StopIteration as stop:
+                return cast("Result", stop.value)
+            try:
+                value = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is passed on
+                if isinstance(error, asyncio.CancelledError) and not is_cancelled:
+                    is_cancelled = True
+                    deliveries.num_unwinding += 1
+                step = functools.partial(work.throw, error)
+            else:
+                step = functools.partial(work.send, value)
+    finally:
+        if is_cancelled:
+            deliveries.unwound()

@@ -30,6 +30,7 @@ import anyio.lowlevel
 from llmasos.kernel.abi import Chunk, Effect, Pid
 from llmasos.kernel.audit import Audit
 from llmasos.kernel.debug import debug
+from llmasos.kernel.delivery import unwinding
 from llmasos.kernel.errors import (
     Failed,
     Interrupted,
@@ -351,7 +352,8 @@ class Dispatcher:
         try:
             with anyio.fail_after(entry.deadline_s):
                 if entry.is_async:
-                    return await entry.function(call, **arguments)
+                    work = entry.function(call, **arguments)
+                    return await unwinding(work, self._tasks[call.pid].deliveries)
                 run = functools.partial(entry.function, call, **arguments)
                 return await self._drivers.run(run)
         except TimeoutError as error:

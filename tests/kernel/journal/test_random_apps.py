@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmasos.apps.proc import Proc
@@ -221,8 +221,17 @@ def test_an_app_that_does_one_thing_after_another_ends_as_if_nothing_had_been(
     assert anyio.run(disturbed, machine(), what, crashes) == expected
 
 
+LEFT_STREAMS: list[Act] = [
+    ("race", [[("leave", 1), ("print", 4)], [("leave", 1), ("print", 4)]]),
+    ("leave", 1),
+    ("leave", 1),
+]
+"""What a stream that is left waits for is the engine's, and not in the journal."""
+
+
 @settings(max_examples=60, deadline=None)
 @given(acts, st.lists(st.integers(0, 400), max_size=5))
+@example(LEFT_STREAMS, [204, 0])
 def test_an_app_whose_tasks_race_never_leaves_its_journal_and_replays(
     what: list[Act], crashes: list[int]
 ) -> None:

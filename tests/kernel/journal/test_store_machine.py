@@ -79,7 +79,8 @@ class StoreMachine(RuleBasedStateMachine):
             tuple(map(Pid, reaped)),
         )
         self.store.write(batch)
-        self.before = self.model.copy()
+        if batch != Batch():  # what changes nothing leaves nothing in the log
+            self.before = self.model.copy()
         self.model.write(batch)
 
     @precondition(lambda self: self.model.select(ended=True))
