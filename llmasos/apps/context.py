@@ -38,11 +38,14 @@ class ContextHandle:
         context_id: ContextId | None = None,
         *,
         window: WindowPolicy | str = WindowPolicy.ERROR,
+        adapter: str | None = None,
     ) -> None:
-        """`window` is for a context that is still to be opened. Raises `ValueError` for no policy."""
+        """`window` and `adapter` are for a context that is still to be opened. Raises `ValueError` for no
+        policy."""
         self._port = port
         self._id = context_id
         self._window = WindowPolicy(window)
+        self._adapter = adapter
         self._opening = anyio.Lock()
         self._is_closed = False
 
@@ -67,6 +70,8 @@ class ContextHandle:
             if self._id is None:
                 is_default = self._window is WindowPolicy.ERROR
                 args = {} if is_default else {"window": self._window.value}
+                if self._adapter is not None:
+                    args["adapter"] = self._adapter
                 self._id = ContextId(await self._port.syscall("ctx.open", args))
             return self._id
 

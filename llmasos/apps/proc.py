@@ -13,6 +13,7 @@ from llmasos.apps.pipes import Mailbox, Pipe, PipeReader, PipeWriter
 from llmasos.apps.port import Port
 from llmasos.apps.session import Session
 from llmasos.kernel.abi import (
+    AdapterInfo,
     CapabilityInfo,
     ContextInfo,
     Generation,
@@ -141,12 +142,21 @@ class Proc:
 
     # --- the model
 
-    def context(self, *, window: WindowPolicy | str = WindowPolicy.ERROR) -> ContextHandle:
+    def context(
+        self, *, window: WindowPolicy | str = WindowPolicy.ERROR, adapter: str | None = None
+    ) -> ContextHandle:
         """A new, empty context, opened at first use; `async with` closes it.
 
-        `window` is what happens when it reaches the model's length: see `WindowPolicy`.
+        `window` is what happens when it reaches the model's length: see `WindowPolicy`. `adapter` is what
+        it is computed with, for life: a name of `adapters()`, `none` for the bare model, or by default what
+        this process was started with.
         """
-        return ContextHandle(self.port, window=window)
+        return ContextHandle(self.port, window=window, adapter=adapter)
+
+    async def adapters(self) -> list[AdapterInfo]:
+        """The adapters that fit the running model; none where this process is to use the bare model."""
+        adapters: list[AdapterInfo] = await self.call("llm.adapters")
+        return adapters
 
     async def inherited(self) -> list[ContextHandle]:
         """The contexts that this process was born with, oldest first: a fork's copies."""
@@ -154,19 +164,33 @@ class Proc:
         return [ContextHandle(self.port, info.context_id) for info in infos]
 
     def session(
-        self, *, system: str | None = None, window: WindowPolicy | str = WindowPolicy.ERROR
+        self,
+        *,
+        system: str | None = None,
+        window: WindowPolicy | str = WindowPolicy.ERROR,
+        adapter: str | None = None,
     ) -> Session:
-        """A new chat in a context of its own; `window` as for `context`."""
-        return Session(self.context(window=window), system=system)
+        """A new chat in a context of its own; `window` and `adapter` as for `context`."""
+        return Session(self.context(window=window, adapter=adapter), system=system)
 
     @overload
     async def generate(
-        self, prompt: str, *, as_type: type[Model], **options: Unpack[GenerateOptions]
+        self,
+        prompt: str,
+        *,
+        as_type: type[Model],
+        adapter: str | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Model: ...
 
     @overload
     async def generate(
-        self, prompt: str, *, as_type: None = None, **options: Unpack[GenerateOptions]
+        self,
+        prompt: str,
+        *,
+        as_type: None = None,
+        adapter: str | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Generation: ...
 
     async def generate(
@@ -174,22 +198,32 @@ class Proc:
         prompt: str,
         *,
         as_type: type[Model] | None = None,
+        adapter: str | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation | Model:
         """Continue a plain text in a context that lives only for this; see `ContextHandle.generate`."""
-        async with self.context() as context:
+        async with self.context(adapter=adapter) as context:
             await context.append(prompt)
             return await context.generate(as_type=as_type, **options)
 
-    async def choose(self, prompt: str, candidates: Sequence[str], *, mean: bool = False) -> str:
+    async def choose(
+        self,
+        prompt: str,
+        candidates: Sequence[str],
+        *,
+        mean: bool = False,
+        adapter: str | None = None,
+    ) -> str:
         """The likeliest continuation of a prompt; see `ContextHandle.choose`."""
-        async with self.context() as context:
+        async with self.context(adapter=adapter) as context:
             await context.append(prompt)
             return await context.choose(candidates, mean=mean)
 
-    async def score(self, prompt: str, candidates: Sequence[str]) -> list[Score]:
+    async def score(
+        self, prompt: str, candidates: Sequence[str], *, adapter: str | None = None
+    ) -> list[Score]:
         """How likely each text is as what comes after a prompt; see `ContextHandle.score`."""
-        async with self.context() as context:
+        async with self.context(adapter=adapter) as context:
             await context.append(prompt)
             return await context.score(candidates)
 
@@ -206,9 +240,11 @@ class Proc:
         grant: Sequence[Grant] | None = None,
         limits: Limits | None = None,
         ends: Sequence[PipeReader | PipeWriter] = (),
+        adapter: str | None = None,
     ) -> Child:
         """Start another app with this process's authority, or less: `syscalls` are patterns, `grant` the
         capabilities that it holds. What it uses counts as this process's use, and `limits` it further.
+        `adapter` is what its contexts are computed with, by default what this process was started with.
 
         It holds those `ends` of pipes from the beginning; their words reach it in its parameters.
         """
@@ -216,6 +252,8 @@ class Proc:
         less: dict[str, Any] = {} if grant is None else {"grant": list(grant)}
         if limits is not None:
             less["limits"] = limits
+        if adapter is not None:
+            less["adapter"] = adapter
         pid = await self.call(
             "proc.spawn",
             app=app,

@@ -19,6 +19,7 @@ import anyio.lowlevel
 from llmasos.apps.app import App
 from llmasos.apps.port import Port
 from llmasos.kernel.abi import (
+    AdapterInfo,
     Chunk,
     ContextId,
     ContextInfo,
@@ -156,7 +157,7 @@ class ScriptedPort:
     def _proc_tools(self) -> list[SyscallInfo]:
         return self._tools
 
-    def _ctx_open(self, window: str = "error") -> int:
+    def _ctx_open(self, window: str = "error", adapter: str | None = None) -> int:
         context, self._next_context = self._next_context, self._next_context + 1
         self.contexts[context] = ""
         return context
@@ -198,6 +199,9 @@ class ScriptedPort:
 
     def _ctx_list(self) -> list[ContextInfo]:
         return [self._ctx_info(context) for context in self.contexts]
+
+    def _llm_adapters(self) -> list[AdapterInfo]:
+        return []
 
     def _llm_prefill(self, context: int) -> ContextInfo:
         return self._ctx_info(context)

@@ -202,6 +202,18 @@ class ContextInfo:
     """Tokens by which its window policy has made it shorter so far."""
     is_exact: bool = True
     """False once K/V were shifted: its logits are no longer a function of its tokens alone."""
+    adapter: str = ""
+    """Name of the adapter that it is computed with; empty for the bare model."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """An adapter that fits the running model, as `llm.adapters` tells."""
+
+    name: str
+    summary: str = ""
+    is_default: bool = False
+    """Whether this process's contexts have it where they are opened without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +462,8 @@ class ProcessInfo:
     """How far it says that it is."""
     taint: Labels = ()
     """Which text from outside has reached it."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that it uses: its default first, then those of its contexts."""
 
 
 class QuestionKind(enum.StrEnum):

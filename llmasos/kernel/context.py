@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmasos.kernel.abi import ContextId, Message, Pid, WindowPolicy
+from llmasos.kernel.adapters import Adapter
 from llmasos.kernel.core import PageId
 from llmasos.kernel.errors import KernelBug
-from llmasos.kernel.pages import NodeId, PagePool
+from llmasos.kernel.pages import NodeId, PagePool, salted
 from llmasos.kernel.swap import page_key
 
 PageCopy = tuple[PageId, PageId]
@@ -37,6 +38,7 @@ class Context:
         stream: int,
         salt: str = "",
         window: WindowPolicy = WindowPolicy.ERROR,
+        adapter: Adapter | None = None,
     ) -> None:
         self.pid = pid
         self.context_id = context_id
@@ -44,7 +46,10 @@ class Context:
         """Which stream of the process's random numbers it draws from."""
         self.window = window
         """What happens when it reaches the model's length; fixed for its life."""
+        self.adapter = adapter
+        """What it is computed with; None is the bare model. Fixed for its life."""
         self.salt = salt
+        """Keeps its pages apart from those of other contexts of the same tokens."""
         self.shift_salt = ""
         """Names the shifts behind its K/V, which are then no function of its tokens alone: the page of
         position `shifted_from` and those after it are known by this. Empty while there was none."""
@@ -73,6 +78,16 @@ class Context:
         self.is_scratch = False
         """Made by the kernel for a moment (to score a candidate); its owner never sees it."""
         self._pool = pool
+
+    @property
+    def adapter_key(self) -> str:
+        """Its adapter's fingerprint, or empty."""
+        return "" if self.adapter is None else self.adapter.fingerprint
+
+    @property
+    def root_salt(self) -> str:
+        """What all its pages are known under."""
+        return salted(self.salt, self.adapter_key)
 
     @property
     def num_remaining(self) -> int:
@@ -146,6 +161,7 @@ class Context:
             stream=stream,
             salt=self.salt,
             window=self.window,
+            adapter=self.adapter,
         )
         child.shift_salt, child.shifted_from = self.shift_salt, self.shifted_from
         child.tokens = self.tokens.copy()
@@ -251,7 +267,7 @@ class Context:
         if self.shift_salt and index == self.shifted_from // self._pool.page_size:
             return self._pool.root(self.shift_salt)
         if index == 0:
-            return self._pool.root(self.salt)
+            return self._pool.root(self.root_salt)
         return self._pool.node_of(self.page_ids[index - 1])
 
     def _copy_on_write(self, index: int) -> PageCopy:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NewType, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,7 +34,7 @@ class CoreInfo:
     bytes_per_page: int
     num_pages: int
     exact: bool
-    """Law 6: logits depend on (model, tokens) alone, bit for bit."""
+    """Law 6: logits depend on (model, adapter, tokens) alone, bit for bit."""
     description: str
     """For people: path, dtype, threads, instruction set."""
     can_shift: bool = False
@@ -71,6 +72,9 @@ class SequenceSlice:
     """Draw the token that follows the last position, or None for a chunk of a longer prompt."""
     targets: Sequence[int] = ()
     """Scoring: the tokens known to follow the last `len(targets)` positions of this slice."""
+    adapter: str = ""
+    """Fingerprint of the adapter that it, and all before it in its pages, is computed with; empty for the
+    bare model."""
 
     @property
     def end(self) -> int:
@@ -183,4 +187,18 @@ class ShiftingCore(Core, Protocol):
 
     def shift(self, shift: KVShift) -> None:
         """Do it. Blocks. Never called during `execute`."""
+        ...
+
+
+@runtime_checkable
+class AdaptingCore(Core, Protocol):
+    """A core that can compute slices with an adapter, several of them and the bare model in one step."""
+
+    def add_adapter(self, adapter: str, folder: Path) -> None:
+        """Make an adapter known by its fingerprint: slices may name it from now on. Any thread's, also
+        during `execute`; idempotent. Its weights are read and laid out when first used, and again after
+        they had to make room for others'; its files may be deleted meanwhile.
+
+        Raises `ConfigError` where it cannot be read or does not fit the model.
+        """
         ...

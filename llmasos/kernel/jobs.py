@@ -365,4 +365,5 @@ def context_info(context: Context, context_length: int) -> ContextInfo:
         window=context.window,
         num_forgotten=context.num_forgotten,
         is_exact=not context.shift_salt,
+        adapter="" if context.adapter is None else context.adapter.name,
     )

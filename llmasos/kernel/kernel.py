@@ -27,6 +27,7 @@ from llmasos.kernel.abi import (
     WindowPolicy,
 )
 from llmasos.kernel.accounts import Prices, Used
+from llmasos.kernel.adapters import Adapter
 from llmasos.kernel.attenuation import meet
 from llmasos.kernel.capabilities import NOTHING, CapabilityTree, held
 from llmasos.kernel.chat import Turn
@@ -219,6 +220,7 @@ class Kernel:
             raise
         if (parent := self.processes.get(ppid)) is not None:
             process.taint, process.rules = parent.taint, parent.rules
+            process.adapter = parent.adapter
         self.processes[process.pid] = process
         return process
 
@@ -333,7 +335,12 @@ class Kernel:
             raise InvalidArguments(f"Context {context_id} is being computed; wait for that first.")
         return context
 
-    def open_context(self, process: Process, window: WindowPolicy = WindowPolicy.ERROR) -> Context:
+    def open_context(
+        self,
+        process: Process,
+        window: WindowPolicy = WindowPolicy.ERROR,
+        adapter: Adapter | None = None,
+    ) -> Context:
         """A new, empty context. Raises `InvalidArguments` for a policy that the core cannot follow."""
         if window is WindowPolicy.SHIFT and not self.info.can_shift:
             raise InvalidArguments("This model's core cannot shift its keys; use the window slide.")
@@ -344,6 +351,7 @@ class Kernel:
             context_id=context_id,
             stream=process.next_stream(),
             window=window,
+            adapter=adapter,
         )
         process.contexts[context_id] = context
         self.record(process, ("open", context_id, context.stream))
@@ -460,6 +468,10 @@ class Kernel:
         context = job.context
         if not context.tokens:
             raise InvalidArguments("The context is empty; append something first.")
+        if context.adapter is not None and not context.adapter.is_here:
+            raise InvalidArguments(
+                f"The context's adapter {context.adapter.name} is not here; add it and boot again."
+            )
         if job.end >= self.info.context_length:
             raise ContextTooLong(
                 f"The context fills the model's window of {self.info.context_length} tokens."
@@ -663,6 +675,8 @@ class Kernel:
 
     def _record_window(self, process: Process, context: Context) -> None:
         """What `open` and `copy` leave out, where there is any of it."""
+        if context.adapter is not None:
+            self.record(process, ("adapter", context.context_id, context.adapter.name))
         if context.window is not WindowPolicy.ERROR:
             self.record(process, ("window", context.context_id, context.window.value))
         if context.starts:

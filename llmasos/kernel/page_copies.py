@@ -1,7 +1,8 @@
 """Copies of contexts' pages out of a kernel and into another's swap: what a checkpoint takes along.
 
-A page is named as in swap, by the model's fingerprint and all tokens up to its end, without any salt. It is
-put back under the salt of the process that brought it: K/V that came from outside are never another's.
+A page is named as in swap, by the fingerprints of model and adapter and all tokens up to its end, without any
+other salt. It is put back under the salt of the process that brought it: K/V that came from outside are
+never another's.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmasos.kernel.core import Core, PageId
-from llmasos.kernel.pages import NodeId, PagePool
+from llmasos.kernel.pages import NodeId, PagePool, salted
 from llmasos.kernel.swap import Swap, page_key
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The tokens of one context, and its salt."""
+    """The tokens of one context, its salt, and its adapter's fingerprint if it has one."""
 
     tokens: Sequence[int]
     salt: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ def sources(pool: PagePool, spans: Sequence[Span]) -> list[Source]:
 
 
 def _sources(pool: PagePool, span: Span) -> Iterator[Source]:
-    node: NodeId | None = pool.root(span.salt)
+    node: NodeId | None = pool.root(salted(span.salt, span.adapter))
     for tokens, name, own_key in _keys(pool, span):
         page_id = None if node is None else pool.lookup(node, tokens)
         node = None if page_id is None else pool.node_of(page_id)
@@ -47,7 +49,8 @@ def _sources(pool: PagePool, span: Span) -> Iterator[Source]:
 
 def _keys(pool: PagePool, span: Span) -> Iterator[tuple[Sequence[int], bytes, bytes]]:
     """The tokens of each whole page, its key without and with the salt."""
-    name, own_key = (pool.key_of(pool.root(salt)) for salt in ("", span.salt))
+    salts = (salted(salt, span.adapter) for salt in ("", span.salt))
+    name, own_key = (pool.key_of(pool.root(salt)) for salt in salts)
     size = pool.page_size
     for start in range(0, len(span.tokens) - size + 1, size):
         tokens = span.tokens[start : start + size]

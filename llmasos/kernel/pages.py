@@ -28,6 +28,11 @@ from llmasos.kernel.swap import page_key, root_key
 NodeId = NewType("NodeId", int)
 
 
+def salted(salt: str, adapter: str) -> str:
+    """What a context's pages are kept apart by: its own salt, and its adapter's fingerprint if any."""
+    return f"{salt}\nadapter {adapter}" if adapter else salt
+
+
 @dataclass(slots=True)
 class _Node:
     """A sealed page's place in the prefix index."""
@@ -161,7 +166,7 @@ class PagePool:
         return self._refs[page_id] == 1 and page_id not in self._sealed
 
     def root(self, salt: str) -> NodeId:
-        """Where a trie of prefixes starts; pages of different salts (adapters) are never shared."""
+        """Where a trie of prefixes starts; pages of different salts (see `salted`) are never shared."""
         if salt not in self._roots:
             self._roots[salt] = self._new_node_id()
             self._root_keys[self._roots[salt]] = root_key(self._fingerprint, self.page_size, salt)

@@ -18,6 +18,7 @@ from llmasos.kernel.abi import (
     ProcessState,
 )
 from llmasos.kernel.accounts import Account
+from llmasos.kernel.adapters import NONE
 from llmasos.kernel.capabilities import NOTHING, Capability
 from llmasos.kernel.context import Context
 from llmasos.kernel.groups import Group, Turn
@@ -94,6 +95,9 @@ class Process:
     next_context_id: int = 0
     num_scratch: int = 0
 
+    adapter: str | None = None
+    """Name of the adapter that its contexts have unless told otherwise: `none` is the bare model by
+    somebody's wish, None the bare model because nobody said anything."""
     taint: Labels = ()
     """Which text from outside has reached it; grows, never shrinks."""
     rules: tuple[Rule, ...] = ()
@@ -132,6 +136,13 @@ class Process:
     def app(self) -> str:
         """The name of its program."""
         return self.program.info.name
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that it uses, its default first."""
+        names = [] if self.adapter in (None, NONE) else [self.adapter]
+        names += [each.adapter.name for each in self.contexts.values() if each.adapter is not None]
+        return tuple(dict.fromkeys(names))
 
     @property
     def state(self) -> ProcessState:
@@ -204,4 +215,5 @@ class Process:
             note=self.note,
             progress=self.progress,
             taint=self.taint,
+            adapters=self.adapters,
         )

@@ -102,6 +102,7 @@ def spawn_values(
         "foreground": foreground,
         "taint": list(process.taint),
         "rules": [rule_values(rule) for rule in process.rules],
+        "adapter": process.adapter,
         "model": core.model,
         "fingerprint": core.fingerprint,
         "vocab_size": core.vocab_size,
@@ -291,6 +292,7 @@ def _process(runtime: Runtime, history: History, live: set[Pid]) -> Process:
         progress=holdings.progress,
         taint=labels_of(history),
         rules=_rules(history),
+        adapter=spawn.get("adapter"),
     )
 
 
@@ -365,6 +367,7 @@ def _context(
         context_id=context_id,
         stream=held.stream,
         window=held.window,
+        adapter=runtime.adapters.restored(held.adapter) if held.adapter else None,
     )
     context.append(held.tokens)
     context.messages, context.reply_start = held.turns, held.reply_start
@@ -388,6 +391,14 @@ def reason_to_hold(runtime: Runtime, history: History) -> str:
     longest = _longest(history.holdings.contexts.values())
     if longest > core.context_length:
         return f"It holds {longest} tokens and this kernel's window is {core.context_length}."
+    return _missing_adapter(runtime, history)
+
+
+def _missing_adapter(runtime: Runtime, history: History) -> str:
+    names = {held.adapter for held in history.holdings.contexts.values() if held.adapter}
+    for name in sorted(names):
+        if not runtime.adapters.restored(name).is_here:
+            return f"It uses the adapter {name}, which is not here; add it and boot again."
     return ""
 
 

@@ -40,6 +40,7 @@ from llmasos.kernel.abi import (
     ProcessInfo,
     Signal,
 )
+from llmasos.kernel.adapters import NONE, Adapters, AdapterShelf, FixedShelf
 from llmasos.kernel.approvals import Approvals, Remembered
 from llmasos.kernel.archive import Archive
 from llmasos.kernel.audit import Audit
@@ -133,8 +134,10 @@ class Runtime:
         trust: Trust | None = None,
         vault: Vault | None = None,
         audit: AuditLog | None = None,
+        adapters: AdapterShelf | None = None,
     ) -> None:
         self.kernel = Kernel(core.info, options or KernelOptions(), now=now, swap=swap)
+        self.adapters = Adapters(adapters or FixedShelf(), core)
         self.tokenizer = tokenizer
         self.grammars = GrammarCompiler(tokenizer)
         self.syscalls = syscalls
@@ -253,6 +256,7 @@ class Runtime:
         call: CallId | None = None,
         taint: Iterable[str] = (),
         rules: tuple[Rule, ...] = (),
+        adapter: str | None = None,
     ) -> Pid:
         """Start a process and return its pid, once that is in the journal.
 
@@ -262,13 +266,16 @@ class Runtime:
         default whether it has `stdin`. After a crash a `foreground` process comes back stopped: who waited
         for it is gone. `call` is its parent's syscall, made again after a crash perhaps: then its child is
         there already. `taint` says where its parameters come from, if from outside,
-        `rules` what a person says of its calls.
+        `rules` what a person says of its calls. Its contexts have `adapter` unless they are opened with
+        another; `none` is the bare model, None its parent's.
         Raises `NoSuchApp`, `InvalidArguments`, `OutOfMemory`.
         """
         if (known := self._child_of(ppid, call)) is not None:
             return known
         loaded = self._programs(program) if isinstance(program, str) else program
         loaded.check(params)
+        if adapter is not None and adapter != NONE:
+            await anyio.to_thread.run_sync(self.adapters.named, adapter)
         process = self.kernel.create_process(
             loaded,
             params,
@@ -284,6 +291,7 @@ class Runtime:
         )
         process.taint = joined(process.taint, taint)
         process.rules = (*rules, *process.rules)
+        process.adapter = process.adapter if adapter is None else adapter
         self._begin(process, call, stdin=stdin, foreground=foreground)
         self._start(process, self.task(Output(), Input(is_open=stdin)))
         await self.flushed()

@@ -291,6 +291,7 @@ def _slice(job: Job, num_tokens: int) -> SequenceSlice:
         page_ids=tuple(context.page_ids),
         sample=job.sample_spec() if end == job.end else None,
         targets=job.targets(start, end),
+        adapter=context.adapter_key,
     )
 
 

@@ -2,17 +2,20 @@
 
 `ScriptedCore` keeps in each page slot the token that was computed there and reads the whole prefix
 back through the page table it is given. So a page that was freed too early, shared wrongly or
-copied late changes its answers, just as it would change a model's; and it checks each plan against
-the protocol's promises. It is part of the product (apps are tested with it) and never shown as it.
+copied late changes its answers, just as it would change a model's; K/V of one adapter that are read
+with another are a `KernelBug`; and it checks each plan against the protocol's promises. It is part of
+the product (apps are tested with it) and never shown as it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,8 @@ Script = Callable[[Sequence[int]], int]
 """The token that follows a whole prefix. Must be pure."""
 
 END = 256
+_MARK = 1024
+"""A slot holds a token plus so many times its adapter's mark; -1 where nothing was computed."""
 ROLES = {"system": 257, "user": 258, "assistant": 259, "tool": 260}
 
 
@@ -153,6 +158,12 @@ def queue(texts: Iterable[str]) -> Script:
     return replies(answer)
 
 
+def adapted(script: Script, adapter: str) -> Script:
+    """What a script says with an adapter: something else, that depends on which it is."""
+    mark = 97 + zlib.crc32(adapter.encode()) % 26
+    return lambda prefix: script((mark, *prefix))
+
+
 class ScriptedCore:
     """A `Core` that answers by a script and checks every plan it is handed."""
 
@@ -184,6 +195,8 @@ class ScriptedCore:
         self.num_tokens = 0
         self.fails: Callable[[SequenceSlice], str | None] = lambda _: None
         """Test hook: the error of a slice, or None."""
+        self._adapters = {"": 0}
+        """By fingerprint, what K/V computed with each are marked with."""
         self._slots = np.full((num_pages, page_size), -1, dtype=np.int64)
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -211,6 +224,10 @@ class ScriptedCore:
         for page_id, slot, token in moved:
             self._slots[page_id, slot] = token
 
+    def add_adapter(self, adapter: str, folder: Path) -> None:
+        """See `AdaptingCore.add_adapter`; there is nothing to read."""
+        self._adapters[adapter] = zlib.crc32(adapter.encode()) | 1
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -235,29 +252,42 @@ class ScriptedCore:
             raise KernelBug("a slice runs past the context length")
         for position, token in enumerate(piece.tokens, piece.start):
             page, slot = divmod(position, self.info.page_size)
-            self._slots[piece.page_ids[page], slot] = token
+            self._slots[piece.page_ids[page], slot] = token + _MARK * self._mark_of(piece)
+
+    def _mark_of(self, piece: SequenceSlice) -> int:
+        if piece.adapter not in self._adapters:
+            raise KernelBug(f"a slice names the adapter {piece.adapter}, which nobody made known")
+        return self._adapters[piece.adapter]
 
     def _answer(self, piece: SequenceSlice) -> SliceResult:
         if (error := self.fails(piece)) is not None:
             return SliceResult(error=error)
         table = self._slots[list(piece.page_ids)].reshape(-1)
-        prefix: list[int] = table[: piece.end].tolist()
-        if -1 in prefix:
+        marks, prefix = np.divmod(table[: piece.end], _MARK)
+        if (marks < 0).any():
             raise KernelBug("a slice reads a position that was never computed")
+        if (marks != self._mark_of(piece)).any():
+            raise KernelBug("a slice reads K/V that another adapter computed")
+        return self._said(piece, prefix.tolist())
+
+    def _said(self, piece: SequenceSlice, prefix: list[int]) -> SliceResult:
+        script = adapted(self.script, piece.adapter) if piece.adapter else self.script
         first = piece.end - len(piece.targets)
         logprobs = tuple(
-            self._logprob(prefix[: first + i + 1], target) for i, target in enumerate(piece.targets)
+            _logprob(script, prefix[: first + i + 1], target)
+            for i, target in enumerate(piece.targets)
         )
         result = SliceResult(target_logprobs=logprobs)
         if piece.sample is None:
             return result
-        token_id = _allowed(self.script(prefix), piece.sample)
+        token_id = _allowed(script(prefix), piece.sample)
         if piece.sample.num_logprobs is None:
             return replace(result, token_id=token_id)
-        return replace(result, token_id=token_id, logprob=self._logprob(prefix, token_id))
+        return replace(result, token_id=token_id, logprob=_logprob(script, prefix, token_id))
 
-    def _logprob(self, prefix: Sequence[int], target: int) -> float:
-        return -0.125 if self.script(prefix) == target else -8.0
+
+def _logprob(script: Script, prefix: Sequence[int], target: int) -> float:
+    return -0.125 if script(prefix) == target else -8.0
 
 
 def _allowed(token_id: int, spec: SampleSpec) -> int:

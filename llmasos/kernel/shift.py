@@ -68,5 +68,11 @@ def from_page(runs: Sequence[Run], first: int) -> tuple[Run, ...]:
 
 def shift_salt(context: Context, runs: Sequence[Run]) -> str:
     """A name for all that the K/V will have come from."""
-    history = (context.salt, context.shift_salt, context.shifted_from, context.tokens, tuple(runs))
+    history = (
+        context.root_salt,
+        context.shift_salt,
+        context.shifted_from,
+        context.tokens,
+        tuple(runs),
+    )
     return "shift " + hashlib.blake2b(repr(history).encode(), digest_size=16).hexdigest()

@@ -26,6 +26,7 @@ from llmasos.shell.otel_live import exporting
 from llmasos.shell.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from llmasos.kernel.adapters import AdapterShelf
     from llmasos.kernel.core import Core
     from llmasos.kernel.journal.store import JournalStore
     from llmasos.kernel.redaction import Secret
@@ -141,6 +142,7 @@ class _Loaded:
 
     core: Core
     tokenizer: Tokenizer
+    adapters: AdapterShelf
     swap: Swap | None
     store: JournalStore | None
 
@@ -149,11 +151,16 @@ def _load(settings: Settings) -> _Loaded:
     """Read the weights and open what is on disk. Blocks for as long as that takes."""
     from llmasos.kernel.core import PageId
     from llmasos.kernel.models import ModelKind, ModelStore
+    from llmasos.kernel.models.adapter_shelf import ModelAdapters
     from llmasos.kernel.swap import Swap
     from llmasos.kernel.swap_host import DEFAULT_HOST_BYTES
 
     models = ModelStore(settings.home / "models")
     model = models.open(settings.model)
+    if model.kind is ModelKind.ADAPTER:
+        raise ConfigError(
+            f"{model.name} is an adapter; boot {model.info.base} and use --adapter {model.name}."
+        )
     if model.kind is not ModelKind.DECODER:
         raise ConfigError(
             f"{model.name} embeds text and cannot write it; boot a kernel with another model."
@@ -187,7 +194,8 @@ def _load(settings: Settings) -> _Loaded:
             max_bytes=settings.swap,
             host_bytes=0 if has_pages_in_host_memory else DEFAULT_HOST_BYTES,
         )
-    return _Loaded(core, model.load_tokenizer(), swap, _open_journal(settings))
+    adapters = ModelAdapters(models, model.info)
+    return _Loaded(core, model.load_tokenizer(), adapters, swap, _open_journal(settings))
 
 
 def _open_journal(settings: Settings) -> JournalStore | None:
@@ -247,6 +255,7 @@ def _runtime(
         trust=Trust(settings.taint.trusted, settings.taint.untrusted),
         vault=HomeVault(settings.home),
         audit=audit,
+        adapters=loaded.adapters,
     )
 
 

@@ -26,6 +26,7 @@ from llmasos.kernel.errors import (
 from llmasos.kernel.journal.branch import past_of
 from llmasos.kernel.journal.events import decode_events, encode_event
 from llmasos.kernel.journal.history import History
+from llmasos.kernel.journal.holdings import HeldContext
 from llmasos.kernel.page_copies import Span
 from llmasos.kernel.recovery import labels_of
 from llmasos.kernel.taint import joined
@@ -124,7 +125,7 @@ async def _with_pages(
         {number: context.salt for number, context in process.contexts.items()} if process else {}
     )
     spans = [
-        Span(held.tokens, salts.get(number, ""))
+        Span(held.tokens, salts.get(number, ""), _adapter_key(runtime, held))
         for number, held in history.holdings.contexts.items()
     ]
     return replace(
@@ -231,6 +232,7 @@ class _Spawn(BaseModel):
     model: str
     fingerprint: str
     vocab_size: int
+    adapter: str | None = None
 
 
 def _believed(runtime: Runtime, checkpoint: Checkpoint, request: RestoreRequest) -> History:
@@ -262,6 +264,10 @@ def _are_tokens(tokens: Sequence[Any], vocab_size: int) -> bool:
     return all(type(token) is int and 0 <= token < vocab_size for token in tokens)
 
 
+def _adapter_key(runtime: Runtime, held: HeldContext) -> str:
+    return runtime.adapters.restored(held.adapter).fingerprint if held.adapter else ""
+
+
 async def _put_pages(runtime: Runtime, checkpoint: Checkpoint, history: History) -> str:
     """Have the pages in swap, if they are this model's; the salt that they are under."""
     info = runtime.kernel.info
@@ -270,5 +276,6 @@ async def _put_pages(runtime: Runtime, checkpoint: Checkpoint, history: History)
     if not checkpoint.pages or ours != theirs:
         return ""
     salt = f"restored {secrets.token_hex(8)}"
-    spans = [Span(held.tokens, salt) for held in history.holdings.contexts.values()]
+    held = history.holdings.contexts.values()
+    spans = [Span(each.tokens, salt, _adapter_key(runtime, each)) for each in held]
     return salt if await runtime.engine.put_pages(spans, checkpoint.pages) else ""

@@ -119,6 +119,7 @@ class LocalSession:
             foreground=request.foreground,
             taint=request.taint,
             rules=rules_of(request.rules),
+            adapter=request.adapter,
         )
 
     async def fork(

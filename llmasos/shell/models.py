@@ -55,7 +55,9 @@ async def ensure_model(settings: Settings, output: Output) -> None:
     await pull(store, settings.model, None, output)
 
 
-async def pull(store: ModelStore, source: str, name: str | None, output: Output) -> ModelInfo:
+async def pull(
+    store: ModelStore, source: str, name: str | None, output: Output, *, base: str | None = None
+) -> ModelInfo:
     """Pull a model with progress on stderr. Ctrl-C leaves the store as it was."""
     make_home(store.folder.parent)
     if (built_in := store.catalogue.get(source)) is not None:
@@ -69,7 +71,7 @@ async def pull(store: ModelStore, source: str, name: str | None, output: Output)
             anyio.from_thread.check_cancelled()
             show(progress)
 
-        work = functools.partial(store.pull, source, name=name, on_progress=on_progress)
+        work = functools.partial(store.pull, source, name=name, base=base, on_progress=on_progress)
         return await anyio.to_thread.run_sync(work)
 
 

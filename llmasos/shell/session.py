@@ -66,6 +66,8 @@ class SpawnRequest:
     """Where its parameters and its input come from, if from outside."""
     rules: tuple[RuleRequest, ...] = ()
     """What the person says of its calls, before the kernel's own rules."""
+    adapter: str | None = None
+    """What its contexts are computed with: a name, `none` for the bare model, or the app's own choice."""
 
 
 @dataclass(frozen=True, slots=True)

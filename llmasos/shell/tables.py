@@ -125,6 +125,7 @@ LONG_COLUMNS = (
     Column("SHARE", right=True, drop=4),
     Column("PAGE*S", right=True, drop=1),
     Column("MODEL", right=True),
+    Column("ADAPTER", drop=6),
 )
 
 
@@ -151,6 +152,7 @@ def _memory_row(process: ProcessInfo) -> tuple[str, ...]:
         f"{process.pages_proportional:.1f}",
         f"{process.page_s:.1f}",
         duration(process.model_s),
+        one_line(" ".join(process.adapters), max_chars=32) or "-",
     )
 
 

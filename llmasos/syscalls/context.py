@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import anyio.to_thread
+
 from llmasos.kernel.abi import ContextId, ContextInfo, Effect, Message, WindowPolicy
+from llmasos.kernel.adapters import NONE, Adapter
 from llmasos.kernel.chat import next_turn
 from llmasos.kernel.context import Context
 from llmasos.kernel.errors import ContextTooLong, InvalidArguments
@@ -34,12 +37,25 @@ def check_length(call: Call, text: str) -> None:
 
 
 @syscall("ctx.open", effect=Effect.PURE, tool=False)
-async def open_(call: Call, window: WindowPolicy = WindowPolicy.ERROR) -> int:
-    """Open a new, empty context and return its id; `window` is what happens when it is full."""
+async def open_(
+    call: Call, window: WindowPolicy = WindowPolicy.ERROR, adapter: str | None = None
+) -> int:
+    """Open a new, empty context and return its id; `window` is what happens when it is full.
+
+    It is computed with an `adapter` for life: `none` is the bare model, and left out the process's own.
+    """
     process = call.runtime.kernel.live(call.pid)
+    chosen = await _adapter_named(call, process.adapter if adapter is None else adapter)
     if window is WindowPolicy.ARCHIVE and call.runtime.archives is None:
         raise InvalidArguments("This kernel keeps no archive; use the window slide.")
-    return call.runtime.kernel.open_context(process, window).context_id
+    return call.runtime.kernel.open_context(process, window, chosen).context_id
+
+
+async def _adapter_named(call: Call, name: str | None) -> Adapter | None:
+    """In a worker thread: one that is used for the first time is read and checked."""
+    if name is None or name == NONE:
+        return None
+    return await anyio.to_thread.run_sync(call.runtime.adapters.named, name)
 
 
 @syscall("ctx.append", effect=Effect.PURE, tool=False)

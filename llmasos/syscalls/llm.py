@@ -9,6 +9,7 @@ import anyio.to_thread
 from pydantic import Field
 
 from llmasos.kernel.abi import (
+    AdapterInfo,
     ContextInfo,
     Effect,
     Generation,
@@ -17,6 +18,7 @@ from llmasos.kernel.abi import (
     Score,
     WindowPolicy,
 )
+from llmasos.kernel.adapters import NONE
 from llmasos.kernel.context import Context
 from llmasos.kernel.errors import Interrupted, InvalidArguments
 from llmasos.kernel.grammar import Matcher
@@ -155,9 +157,19 @@ async def _score_tokens(
             kernel.close_context(process, scratch)
 
 
+@syscall("llm.adapters", effect=Effect.READ, tool=False)
+async def adapters(call: Call) -> list[AdapterInfo]:
+    """The adapters that fit the running model; none for a process that is to use the bare model."""
+    default = call.runtime.kernel.live(call.pid).adapter
+    if default == NONE:
+        return []
+    found = await anyio.to_thread.run_sync(call.runtime.adapters.all)
+    return [AdapterInfo(each.name, each.summary, each.name == default) for each in found]
+
+
 async def _compile(call: Call, grammar: Grammar) -> Matcher:
     """In a worker thread: a large schema, or a vocabulary seen first, takes a while."""
     return await anyio.to_thread.run_sync(call.runtime.grammars.compile, grammar)
 
 
-SYSCALLS = (generate, prefill, score)
+SYSCALLS = (generate, prefill, score, adapters)

@@ -48,6 +48,11 @@ async def spawn(
         SkipJsonSchema(),
         Field(description="What it may use; it shares what this process may use."),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        SkipJsonSchema(),
+        Field(description="What its contexts are computed with; default: this one's."),
+    ] = None,
 ) -> int:
     """Start an app as a child process and return its pid."""
     runtime = call.runtime
@@ -63,6 +68,7 @@ async def spawn(
             limits=limits,
             nice=max(nice, mine.nice),
             call=call.id,
+            adapter=adapter,
         )
     except ProcessError as error:
         raise InvalidArguments(str(error)) from error

@@ -277,3 +277,30 @@ async def test_replies_that_were_not_wanted_are_told():
 def test_the_public_names_are_these():
     assert sorted(sdk.__all__) == sdk.__all__
     assert {"app", "Proc", "Session", "ContextHandle", "gather"} <= set(sdk.__all__)
+
+
+async def test_an_adapter_is_named_where_a_context_is_opened_and_only_if_there_is_one():
+    port = ScriptedPort({"llm.generate": ["Yes."], "llm.score": [[-1, -2], [-1, -2]]})
+    proc = Proc(port)
+    await proc.generate("Is it?", adapter="tools", max_tokens=3)
+    await proc.choose("Is it?", ["yes", "no"], adapter="none")
+    await proc.score("Is it?", ["yes", "no"])
+    async with proc.session(adapter="tools", window="slide"):
+        pass
+    assert port.calls_to("ctx.open") == [
+        {"adapter": "tools"},
+        {"adapter": "none"},
+        {},
+        {"window": "slide", "adapter": "tools"},
+    ]
+
+
+async def test_an_app_finds_out_which_adapters_there_are_and_starts_others_with_one():
+    port = ScriptedPort({"proc.spawn": [7, 8]})
+    proc = Proc(port)
+    assert await proc.adapters() == []
+    await proc.spawn("poet", adapter="tools")
+    await proc.spawn("poet")
+    with_one, without = port.calls_to("proc.spawn")
+    assert with_one["adapter"] == "tools"
+    assert "adapter" not in without

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmasos.kernel.abi import Capabilities
+from llmasos.kernel.adapters import FixedShelf
 from llmasos.kernel.audit_log import AuditFile, AuditLog
 from llmasos.kernel.core import Core
 from llmasos.kernel.errors import NoKernel
@@ -50,6 +51,8 @@ class Home:
             lambda: ScriptedCore(replies(lambda prompt: f"reply {prompt.count('<assistant>')}"))
         )
         self.tokenizer = tokenizer or ByteTokenizer()
+        self.adapters: dict[str, str] = {}
+        """Fingerprints of those that are there, by name."""
         self.session: LocalSession | None = None
         self.runtime: Runtime | None = None
 
@@ -67,6 +70,7 @@ class Home:
             journal=Journal(store, level=Level.DURABLE, now=time.time),
             swap=Swap.in_folder(self.folder / "swap") if swap else None,
             audit=AuditLog(AuditFile(self.folder, durable=True)),
+            adapters=FixedShelf(self.adapters),
         )
         async with runtime:
             await runtime.recover()

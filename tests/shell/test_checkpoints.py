@@ -21,6 +21,7 @@ from llmasos.kernel.errors import (
     ConfigError,
     NoSuchProcess,
     ProcessError,
+    SyscallError,
     UsageError,
 )
 from llmasos.kernel.scripted import ScriptedCore
@@ -484,3 +485,41 @@ def test_extra_packages_that_are_missing_are_named(monkeypatch):
         pack(SMALL, compress=True)
     with pytest.raises(ConfigError, match="zstandard"):
         unpack(FORMS["zstd"])
+
+
+async def test_a_restored_process_goes_on_with_its_adapter_where_that_is_there(place):
+    place.here.adapters.update(tools="f-tools", style="f-style")
+    async with place.here.booted(swap=True) as session:
+        pid = await session.spawn(
+            SpawnRequest("writer", {}, stdin=True, seed=3, foreground=False, adapter="tools",
+                         capabilities=place.here.runtime.capabilities)
+        )  # fmt: skip
+        await session.send_input(pid, "one")
+        await eventually(lambda: place.here.runtime.output_text(pid).count("\n") == 1)
+        await eventually(lambda: place.here.runtime.info(pid).wchan == "io.read_line")
+        code, out, _ = await place.here.does("ps --json")
+        assert json.loads(out)[0]["adapters"] == ["tools"]
+        assert "tools" in (await place.here.does("ps -l"))[1]
+        code, _, _ = await place.here.does(f"checkpoint {pid} --pages -o {place.file}")
+        assert code == 0
+        expected = await finished(session, pid, "two", "three")
+    async with place.there.booted(swap=True):
+        with pytest.raises(CheckpointRefused, match="adapter tools, which is not here"):
+            await place.there.does(f"restore -d {place.file}")
+    place.there.adapters.update(tools="f-tools")
+    async with place.there.booted(swap=True) as session:
+        pid = await restored(place)
+        assert await finished(session, pid, "two", "three") == expected
+        assert place.there.runtime.info(pid).tokens_swapped_in > 0
+
+
+async def test_run_and_ask_name_an_adapter_and_an_unknown_one_is_a_sentence(place):
+    place.here.adapters.update(tools="f-tools")
+    async with place.here.booted():
+        plain = (await place.here.does("run complete Once --max-tokens 9"))[1]
+        adapted = (await place.here.does("run --adapter tools complete Once --max-tokens 9"))[1]
+        bare = (await place.here.does("run --adapter none complete Once --max-tokens 9"))[1]
+        assert plain == bare != adapted
+        for line in ("run --adapter tool complete Once", "ask --adapter tool hello"):
+            with pytest.raises(SyscallError, match=r"no adapter 'tool' .*there: tools"):
+                await place.here.does(line)

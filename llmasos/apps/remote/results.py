@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from llmasos.kernel.abi import (
+    AdapterInfo,
     CapabilityInfo,
     Chunk,
     ContextInfo,
@@ -22,6 +23,7 @@ RESULTS: dict[str, Any] = {
     "cap.list": list[CapabilityInfo],
     "ctx.info": ContextInfo,
     "ctx.list": list[ContextInfo],
+    "llm.adapters": list[AdapterInfo],
     "llm.generate": Generation,
     "llm.prefill": ContextInfo,
     "llm.score": list[Score],

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from llmasos.kernel.cores.adapters import AdapterRows, AdaptingDecoder
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
 
 NUMERICS = 2
@@ -31,7 +32,7 @@ class DecoderShape:
         return len(self.num_kv_heads)
 
 
-class Decoder(Protocol):
+class Decoder(AdaptingDecoder, Protocol):
     """A causal language model over pages.
 
     Implementations: `NativeLlamaDecoder`, `LlamaDecoder`, `ModulesDecoder`. Rows are tokens of a
@@ -46,8 +47,11 @@ class Decoder(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def hidden(self, plan: AttentionPlan, kv: PagedKV) -> torch.Tensor:
-        """[N, hidden] states that `head` makes logits of; writes the plan's slots of every layer."""
+    def hidden(
+        self, plan: AttentionPlan, kv: PagedKV, adapters: AdapterRows | None = None
+    ) -> torch.Tensor:
+        """[N, hidden] states that `head` makes logits of; writes the plan's slots of every layer. Rows
+        that have no adapter come out as if nobody had one, bit for bit."""
         ...
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

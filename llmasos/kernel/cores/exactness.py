@@ -2,7 +2,8 @@
 
 Which of a processor's routines are row-invariant is not written anywhere, so it is tried: a few
 sequences go through alone, each in one chunk, and then together, in chunks of random sizes over
-shuffled pages. It takes under a second for a small model, and the answer is remembered on disk.
+shuffled pages, one of them without an adapter. It takes about a second for a small model, and the answer
+is remembered on disk.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import os
 import platform
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from llmasos.kernel.core import PageId, SequenceSlice
+from llmasos.kernel.cores.adapters import AdapterRows, LowRank, PackedAdapter, owners_of
 from llmasos.kernel.cores.decoder import NUMERICS, Decoder, paged_kv_for
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
 
 _LENGTHS = (160, 45, 22)
 _CHUNKS = (1, 2, 3, 5, 8, 13, 31, 64)
 _SEED = 6
+_RANK = 8
+_ADAPTER = "of the self-check"
 _SCRATCH = -1
 """Owner of the row that keeps a lone row company."""
 
@@ -61,7 +65,7 @@ def is_exact(
     kv = paged_kv_for(decoder, num_pages=num_pages, page_size=page_size, num_threads=num_threads)
     if not kv.exact:
         return False
-    key = f"{key}/{kv.backend}/{page_size}/{num_threads}"
+    key = f"{key}/{kv.backend}/{page_size}/{num_threads}/adapters"
     answers = _recall(memory)
     if key not in answers:
         answers[key] = _try(decoder, kv)
@@ -98,10 +102,14 @@ def _try(decoder: Decoder, kv: PagedKV) -> bool:
     """Bitwise, over every position; the head on a sample of the rows, in batches of several sizes."""
     chance = random.Random(_SEED)
     sequences = _sequences(decoder, chance)
-    alone = [_hidden(decoder, kv, [_whole(tokens, kv)]) for tokens in sequences]
+    adapter = decoder.pack_adapter(_RandomAdapter(decoder.adaptable))
+    alone = [
+        _hidden(decoder, kv, [_whole(index, tokens, kv)], adapter)
+        for index, tokens in enumerate(sequences)
+    ]
     together: list[list[torch.Tensor]] = [[] for _ in (*sequences, _SCRATCH)]
     for step in _schedule(sequences, kv, chance, decoder.min_rows):
-        rows = _hidden(decoder, kv, [piece for _, piece in step])
+        rows = _hidden(decoder, kv, [piece for _, piece in step], adapter)
         parts = torch.split(rows, [len(piece.tokens) for _, piece in step])
         for (owner, _), part in zip(step, parts, strict=True):
             together[owner].append(part)
@@ -117,9 +125,27 @@ def _sequences(decoder: Decoder, chance: random.Random) -> list[list[int]]:
     return [[chance.randrange(shape.vocab_size) for _ in range(length)] for length in lengths]
 
 
-def _whole(tokens: Sequence[int], kv: PagedKV) -> SequenceSlice:
+class _RandomAdapter:
+    """Changes every module that can be."""
+
+    def __init__(self, modules: Mapping[str, tuple[int, int]]) -> None:
+        self.modules = modules
+
+    def get(self, path: str) -> LowRank:
+        outputs, inputs = self.modules[path]
+        chance = torch.Generator().manual_seed(_SEED)
+        down = torch.randn(_RANK, inputs, generator=chance) * inputs**-0.5
+        return LowRank(down, torch.randn(outputs, _RANK, generator=chance) * 0.05, 1.5)
+
+
+def _adapter_of(sequence: int) -> str:
+    return _ADAPTER if sequence > 0 else ""
+
+
+def _whole(index: int, tokens: Sequence[int], kv: PagedKV) -> SequenceSlice:
     num_pages = -(-len(tokens) // kv.page_size)
-    return SequenceSlice(tokens, 0, [PageId(page) for page in range(num_pages)])
+    pages = [PageId(page) for page in range(num_pages)]
+    return SequenceSlice(tokens, 0, pages, adapter=_adapter_of(index))
 
 
 def _schedule(
@@ -135,16 +161,22 @@ def _schedule(
         step = []
         for index in chance.sample(waiting, chance.randint(1, len(waiting))):
             tokens = sequences[index][done[index] :][: chance.choice(_CHUNKS)]
-            step.append((index, SequenceSlice(tokens, done[index], tables[index])))
+            adapter = _adapter_of(index)
+            piece = SequenceSlice(tokens, done[index], tables[index], adapter=adapter)
+            step.append((index, piece))
             done[index] += len(tokens)
         if sum(len(piece.tokens) for _, piece in step) < min_rows:
             step.append((_SCRATCH, SequenceSlice(step[0][1].tokens, 0, [scratch])))
         yield step
 
 
-def _hidden(decoder: Decoder, kv: PagedKV, slices: Sequence[SequenceSlice]) -> torch.Tensor:
+def _hidden(
+    decoder: Decoder, kv: PagedKV, slices: Sequence[SequenceSlice], adapter: PackedAdapter
+) -> torch.Tensor:
     plan = AttentionPlan.from_slices(slices, kv.page_size, device=decoder.device)
-    return decoder.hidden(plan, kv)
+    if not any(piece.adapter for piece in slices):
+        return decoder.hidden(plan, kv)
+    return decoder.hidden(plan, kv, AdapterRows((adapter,), owners_of(slices, (_ADAPTER,))))
 
 
 def _head_is_exact(decoder: Decoder, hidden: torch.Tensor) -> bool:

@@ -10,16 +10,32 @@ rows looked up; a tied head is packed from it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from llmasos.kernel.cores import linear
+from llmasos.kernel.cores.adapters import AdapterRows, AdapterWeights
 from llmasos.kernel.cores.decoder import DecoderShape
 from llmasos.kernel.cores.linear import Linear
-from llmasos.kernel.cores.llama_config import EMBEDDING, HEAD, LAYERS, NORM, LlamaSpec
+from llmasos.kernel.cores.llama_config import (
+    EMBEDDING,
+    HEAD,
+    LAYERS,
+    NORM,
+    LlamaSpec,
+    adaptable_modules,
+)
 from llmasos.kernel.cores.load import Checkpoint
+from llmasos.kernel.cores.low_rank import (
+    LowRankProduct,
+    LowRankStep,
+    TorchAdapter,
+    rows_of,
+    silu_by_rows,
+)
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
 from llmasos.kernel.cores.rope import RopeTable, inverse_frequencies, rotate
 
@@ -64,13 +80,25 @@ class LlamaDecoder:
         self._norm = weights[NORM]
         self._head = linear.pack(weights[HEAD if spec.has_head else EMBEDDING])
 
-    def hidden(self, plan: AttentionPlan, kv: PagedKV) -> torch.Tensor:
+    @property
+    def adaptable(self) -> Mapping[str, tuple[int, int]]:
+        """See `AdaptingDecoder`."""
+        return adaptable_modules(self._spec)
+
+    def pack_adapter(self, weights: AdapterWeights) -> TorchAdapter:
+        """See `AdaptingDecoder`."""
+        return TorchAdapter(weights, dtype=self.dtype, device=self.device)
+
+    def hidden(
+        self, plan: AttentionPlan, kv: PagedKV, adapters: AdapterRows | None = None
+    ) -> torch.Tensor:
         """[N, hidden], before the last norm."""
         hidden = F.embedding(plan.tokens, self._embedding).to(self.dtype)
         angles = self._rope.at(plan.positions)
+        step = LowRankStep(adapters, self.device)
         for index, layer in enumerate(self._layers):
-            hidden = self._attention(index, layer, hidden, angles, plan, kv)
-            hidden = self._mlp(layer, hidden)
+            hidden = self._attention(index, layer, hidden, angles, plan, kv, step)
+            hidden = self._mlp(index, layer, hidden, step)
         return hidden
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -85,24 +113,50 @@ class LlamaDecoder:
         angles: tuple[torch.Tensor, torch.Tensor],
         plan: AttentionPlan,
         kv: PagedKV,
+        step: LowRankStep,
     ) -> torch.Tensor:
-        spec = self._spec
-        heads = layer.qkv(self._normalised(hidden, layer.input_norm))
+        spec, names = self._spec, f"{LAYERS}.{index}.self_attn"
+        normalised = self._normalised(hidden, layer.input_norm)
+        heads = layer.qkv(normalised)
+        widths = [spec.num_heads * spec.head_dim, *[spec.num_kv_heads * spec.head_dim] * 2]
+        for name, part in zip("qkv", torch.split(heads, widths, dim=1), strict=True):
+            step.add(f"{names}.{name}_proj", normalised, part)
         heads = heads.view(len(heads), -1, spec.head_dim)
         qk, v = torch.split(heads, [spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
         if layer.qk_norm is not None:
             qk = F.rms_norm(qk, (spec.head_dim,), None, spec.norm_eps) * layer.qk_norm
         q, k = torch.split(rotate(qk, *angles), [spec.num_heads, spec.num_kv_heads], dim=1)
         attended = kv.attend(index, q, k, v, plan, scale=self._scale, sliding_window=layer.window)
-        return layer.output.plus(attended.flatten(1), hidden)
+        outcome = layer.output.plus(attended.flatten(1), hidden)
+        step.add(f"{names}.o_proj", attended.flatten(1), outcome)
+        return outcome
 
-    def _mlp(self, layer: _Layer, hidden: torch.Tensor) -> torch.Tensor:
+    def _mlp(
+        self, index: int, layer: _Layer, hidden: torch.Tensor, step: LowRankStep
+    ) -> torch.Tensor:
+        names = f"{LAYERS}.{index}.mlp"
         normalised = self._normalised(hidden, layer.mlp_norm)
         inner = layer.up.times(normalised, layer.gate.silu(normalised))
-        return layer.down.plus(inner, hidden)
+        for modules, rows in step.changes:
+            inner.index_copy_(0, rows, _gated(layer, names, modules, normalised[rows]))
+        outcome = layer.down.plus(inner, hidden)
+        step.add(f"{names}.down_proj", inner, outcome)
+        return outcome
 
     def _normalised(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(hidden, weight.shape, weight, self._spec.norm_eps)
+
+
+def _gated(
+    layer: _Layer, names: str, modules: Mapping[str, LowRankProduct], x: torch.Tensor
+) -> torch.Tensor:
+    """silu(gate) * up of rows that an adapter changes, apart: the fused product has no place for it."""
+    gate, up = rows_of(layer.gate, x), rows_of(layer.up, x)
+    if (change := modules.get(f"{names}.gate_proj")) is not None:
+        gate = gate + change(x)
+    if (change := modules.get(f"{names}.up_proj")) is not None:
+        up = up + change(x)
+    return silu_by_rows(gate) * up
 
 
 def embedding_table(checkpoint: Checkpoint) -> torch.Tensor:

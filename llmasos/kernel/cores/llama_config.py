@@ -200,6 +200,15 @@ class LlamaSpec:
         return shapes
 
 
+def adaptable_modules(spec: LlamaSpec) -> dict[str, tuple[int, int]]:
+    """[outputs, inputs] of every product of every layer, by its module's name."""
+    return {
+        name.removesuffix(".weight"): (shape[0], shape[1])
+        for name, shape in spec.tensor_shapes().items()
+        if name.startswith(f"{LAYERS}.") and len(shape) == 2
+    }
+
+
 def _biased(config: Mapping[str, Any]) -> frozenset[str]:
     attention = {f"self_attn.{name}_proj" for name in "qkvo"}
     mlp = {f"mlp.{name}_proj" for name in ("gate", "up", "down")}

@@ -9,12 +9,23 @@ Memory: each weight once, packed; the embedding table stays in the mapped file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 
+from llmasos.kernel.cores.adapters import AdapterRows, AdapterWeights
 from llmasos.kernel.cores.llama import Weights, decoder_shape, embedding_table
-from llmasos.kernel.cores.llama_config import EMBEDDING, HEAD, LAYERS, NORM, LlamaSpec
+from llmasos.kernel.cores.llama_config import (
+    EMBEDDING,
+    HEAD,
+    LAYERS,
+    NORM,
+    LlamaSpec,
+    adaptable_modules,
+)
 from llmasos.kernel.cores.load import Checkpoint
+from llmasos.kernel.cores.native.lora import MODULES, NativeAdapter
 from llmasos.kernel.cores.native.products import (
     NativeLayer,
     NativeModel,
@@ -58,11 +69,25 @@ class NativeLlamaDecoder:
         self._norm = reader.floats(NORM)
         self._head = reader.packed(HEAD if spec.has_head else EMBEDDING, group=HEAD_GROUP)
 
-    def hidden(self, plan: AttentionPlan, kv: PagedKV) -> torch.Tensor:
+    @property
+    def adaptable(self) -> Mapping[str, tuple[int, int]]:
+        """See `AdaptingDecoder`."""
+        return adaptable_modules(self._spec)
+
+    def pack_adapter(self, weights: AdapterWeights) -> NativeAdapter:
+        """See `AdaptingDecoder`."""
+        prefixes = [f"{LAYERS}.{index}" for index in range(len(self._spec.windows))]
+        shapes = {name: self.adaptable[f"{prefixes[0]}.{name}"] for name in MODULES}
+        return NativeAdapter(weights, prefixes=prefixes, shapes=shapes, dtype=self.dtype)
+
+    def hidden(
+        self, plan: AttentionPlan, kv: PagedKV, adapters: AdapterRows | None = None
+    ) -> torch.Tensor:
         """float32 [N, hidden], before the last norm."""
         kv.check_plan(plan)
         hidden = F.embedding(plan.tokens, self._embedding).to(self.dtype).float().contiguous()
-        self._model.decode(kv.native_pool, hidden, self._rope.rows(plan.positions), plan)
+        angles = self._rope.rows(plan.positions)
+        self._model.decode(kv.native_pool, hidden, angles, plan, adapters)
         return hidden
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

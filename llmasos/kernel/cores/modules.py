@@ -13,7 +13,7 @@ by their declared length, not by result.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -27,8 +27,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from llmasos.kernel.cores import linear
+from llmasos.kernel.cores.adapters import AdapterRows, AdapterWeights
 from llmasos.kernel.cores.decoder import DecoderShape
 from llmasos.kernel.cores.load import Checkpoint
+from llmasos.kernel.cores.low_rank import LowRankStep, TorchAdapter
 from llmasos.kernel.cores.modules_probe import (
     Probe,
     check_against_own,
@@ -66,6 +68,8 @@ class _Step:
     kv: PagedKV
     layers: list[int] = field(default_factory=list)
     """Layers that attended so far."""
+    low_rank: LowRankStep | None = None
+    """What its adapters do."""
 
 
 _STEP: ContextVar[_Step] = ContextVar("llmasos paged step")
@@ -131,13 +135,27 @@ class ModulesDecoder:
         )
         AttentionInterface.register(PAGED, paged_attention)
         model.set_attn_implementation(PAGED)
-        self._body = _pack(found.body)
-        self._head = _pack(_HeadAlone(model, found))
+        self._body = _pack(found.body, found.body_name)
+        self._head = _pack(_HeadAlone(model, found), "")
         check_against_own(self, tokens, own)
 
-    def hidden(self, plan: AttentionPlan, kv: PagedKV) -> torch.Tensor:
+    @property
+    def adaptable(self) -> Mapping[str, tuple[int, int]]:
+        """See `AdaptingDecoder`: the linear modules that are given every row of a batch, in order."""
+        linears = (each for each in self._body.modules() if isinstance(each, _PackedModule))
+        return {
+            each.path: (each.out_features, each.in_features) for each in linears if each.sees_rows
+        }
+
+    def pack_adapter(self, weights: AdapterWeights) -> TorchAdapter:
+        """See `AdaptingDecoder`."""
+        return TorchAdapter(weights, dtype=self.dtype, device=self.device)
+
+    def hidden(
+        self, plan: AttentionPlan, kv: PagedKV, adapters: AdapterRows | None = None
+    ) -> torch.Tensor:
         """[N, hidden]: what the model's body gives its head."""
-        step = _Step(plan, kv)
+        step = _Step(plan, kv, low_rank=LowRankStep(adapters, self.device))
         token = _STEP.set(step)
         try:
             output = self._body(
@@ -276,22 +294,28 @@ class _GivenHidden(nn.Module):
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def _pack(model: _Module) -> _Module:
-    """Pack every linear layer in place, letting go of its weight as soon as it is packed."""
-    for module in list(model.modules()):
+def _pack(model: _Module, path: str) -> _Module:
+    """Pack every linear layer in place, letting go of its weight as soon as it is packed. `path` is the
+    name of `model`, empty for what adapters have no part in."""
+    for above, module in list(model.named_modules()):
         for name, child in list(module.named_children()):
+            known_as = ".".join(filter(None, (path, above, name))) if path else ""
             if type(child) is nn.Linear:
-                setattr(module, name, _PackedModule(child.weight, child.bias))
+                setattr(module, name, _PackedModule(child.weight, child.bias, known_as))
             elif type(child) is Conv1D:
-                setattr(module, name, _PackedModule(child.weight.t(), child.bias))
+                setattr(module, name, _PackedModule(child.weight.t(), child.bias, known_as))
     return model
 
 
 class _PackedModule(nn.Module):
     """A `Linear` in a module's place."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, path: str) -> None:
         super().__init__()
+        self.path = path
+        self.sees_rows = False
+        """Whether what it was given were the rows of a batch, all the times that it was asked."""
+        self._was_asked = False
         self.out_features, self.in_features = weight.shape
         self._product = linear.pack_product(weight, bias)
 
@@ -299,4 +323,14 @@ class _PackedModule(nn.Module):
         """As `nn.Linear`; a single row runs as two (`linear` says why)."""
         rows = x.reshape(-1, self.in_features)
         product = self._product(rows.expand(2, -1).contiguous() if len(rows) == 1 else rows)
-        return product[: len(rows)].view(*x.shape[:-1], self.out_features)
+        product = product[: len(rows)]
+        if (step := _STEP.get(None)) is not None and self.path:
+            self._adapt(step, rows, product)
+        return product.view(*x.shape[:-1], self.out_features)
+
+    def _adapt(self, step: _Step, rows: torch.Tensor, product: torch.Tensor) -> None:
+        are_rows = len(rows) == step.plan.num_tokens
+        self.sees_rows = are_rows and (self.sees_rows or not self._was_asked)
+        self._was_asked = True
+        if step.low_rank is not None and are_rows:
+            step.low_rank.add(self.path, rows, product)

@@ -26,6 +26,7 @@ from llmasos.kernel.core import (
     StepPlan,
     StepResult,
 )
+from llmasos.kernel.cores.adapters import AdapterCache
 from llmasos.kernel.cores.decoder import Decoder, paged_kv_for
 from llmasos.kernel.cores.exactness import is_exact, numerics_key
 from llmasos.kernel.cores.llama import LlamaDecoder
@@ -60,6 +61,7 @@ class TorchCore:
         self._decoder: Decoder | None = decoder
         self._info = info
         self._kv: PagedKV | None = kv
+        self._adapters = AdapterCache(decoder)
         self._num_threads = num_threads
 
     @classmethod
@@ -171,10 +173,15 @@ class TorchCore:
         with _engine_mode(self._num_threads):
             shift_pages(kv, decoder.frequencies, shift)
 
+    def add_adapter(self, adapter: str, folder: Path) -> None:
+        """See `AdaptingCore.add_adapter`."""
+        self._adapters.add(adapter, folder)
+
     def close(self) -> None:
         """Give weights and pages back. Idempotent; `execute` is a KernelBug afterwards."""
         self._decoder = None
         self._kv = None
+        self._adapters.close()
 
     @property
     def _parts(self) -> tuple[Decoder, PagedKV]:
@@ -200,7 +207,7 @@ class TorchCore:
         lowest, highest = plan.tokens.aminmax()
         if lowest < 0 or highest >= self._info.vocab_size:
             raise KernelBug(f"the plan has tokens outside the vocabulary: {lowest} to {highest}")
-        return decoder.hidden(plan, kv)
+        return decoder.hidden(plan, kv, self._adapters.rows(slices))
 
     def _check(self, piece: SequenceSlice) -> None:
         if piece.end > self._info.context_length:

@@ -25,6 +25,7 @@ Of its contexts, in the order in which they changed
     append context, tokens                    tokens were made known
     cut    context, length                    tokens were forgotten
     say    context, kept, turns, reply_start  the chat's turns: so many as before, then these
+    adapter context, name                     what it is computed with
     window context, policy                    what happens when it is full
     starts context, kept, positions           where its turns begin: so many as before, then these
     forgot context, tokens                    how many its window has forgotten in all
@@ -62,8 +63,8 @@ GIVEN = frozenset({"tok", "done", "fail"})
 """Kinds of events that are given to the app."""
 CONTEXTUAL = frozenset(
     {
-        "open", "fork", "copy", "numbers", "append", "cut", "say", "window", "starts", "forgot",
-        "shift", "close",
+        "open", "fork", "copy", "numbers", "append", "cut", "say", "adapter", "window", "starts",
+        "forgot", "shift", "close",
     }
 )  # fmt: skip
 """Kinds of events that change a context."""

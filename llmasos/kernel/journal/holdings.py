@@ -53,6 +53,8 @@ class HeldContext:
     tokens: list[int] = field(default_factory=list)
     turns: list[Message] = field(default_factory=list)
     reply_start: int | None = None
+    adapter: str = ""
+    """Its adapter's name, or empty."""
     window: WindowPolicy = WindowPolicy.ERROR
     starts: list[int] = field(default_factory=list)
     num_forgotten: int = 0
@@ -162,6 +164,9 @@ class Holdings:
 
     def _starts(self, context_id: int, num_kept: int, starts: Sequence[int]) -> None:
         self.contexts[ContextId(context_id)].starts[num_kept:] = starts
+
+    def _adapter(self, context_id: int, name: str) -> None:
+        self.contexts[ContextId(context_id)].adapter = name
 
     def _window(self, context_id: int, window: str) -> None:
         self.contexts[ContextId(context_id)].window = WindowPolicy(window)

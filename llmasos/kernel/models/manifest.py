@@ -48,6 +48,9 @@ class Manifest(BaseModel):
     made_with: dict[str, str]
     """Versions of what made it."""
     notes: tuple[str, ...]
+    base: str = ""
+    base_fingerprint: str = ""
+    base_source: str = ""
     files: dict[str, FileRecord]
 
     def info(self) -> ModelInfo:

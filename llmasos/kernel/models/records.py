@@ -22,6 +22,8 @@ class ModelKind(enum.StrEnum):
     """Continues text: a language model."""
     ENCODER = "encoder"
     """Turns a text into one vector: a sentence-embedding model."""
+    ADAPTER = "adapter"
+    """Changes a decoder: a LoRA, for one model."""
 
 
 class PullStage(enum.StrEnum):
@@ -81,6 +83,11 @@ class ModelInfo:
     """What its user should know, a sentence each."""
     problem: str = ""
     """Why the model cannot be opened; empty if it looks sound."""
+    base: str = ""
+    """Of an adapter: the name of the model that it is for."""
+    base_fingerprint: str = ""
+    base_source: str = ""
+    """Where that model was from: one of the same package has the same weights, whatever converted them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from llmasos.kernel.adapters import NONE
 from llmasos.kernel.errors import ConfigError, ModelCorrupt, ModelNotFound, PullFailed
+from llmasos.kernel.models.adapter_files import RECIPE, make_adapter
 from llmasos.kernel.models.catalogue import CATALOGUE, Packaged
 from llmasos.kernel.models.disk import free_disk_bytes
+from llmasos.kernel.models.lora import fingerprint_of as read_fingerprint
+from llmasos.kernel.models.lora import is_adapter, model_shapes, read_lora
 from llmasos.kernel.models.manifest import Manifest, read_manifest, sha256_of
 from llmasos.kernel.models.pull import FreeBytes, Pull
 from llmasos.kernel.models.records import (
@@ -31,7 +35,7 @@ from llmasos.kernel.models.records import (
     no_progress,
 )
 from llmasos.kernel.models.shelf import Shelf
-from llmasos.kernel.models.sources import Source, is_from, parse_source
+from llmasos.kernel.models.sources import Folder, Source, is_from, parse_source
 from llmasos.kernel.models.tokenizer_files import read_json
 from llmasos.kernel.models.worker import ChildWorker, Worker
 
@@ -71,12 +75,14 @@ class ModelStore:
         source: str,
         *,
         name: str | None = None,
+        base: str | None = None,
         replace: bool = False,
         on_progress: OnProgress = no_progress,
     ) -> ModelInfo:
         """Make a model of `source` available, as `name` or under the source's own name.
 
-        `source` is a built-in name, a folder, a .gguf file or a Hugging Face id. A sound model of
+        `source` is a built-in name, a folder, a .gguf file or a Hugging Face id; a folder that holds an
+        adapter becomes one for `base`, or for the model that it says (see `add_adapter`). A sound model of
         that name and source is verified and left as it is unless `replace`; one of another source
         is not overwritten without it; a damaged one is replaced. While another process pulls the
         same name, waits for it. Blocks for as long as it takes; Ctrl-C or any exception from
@@ -85,6 +91,10 @@ class ModelStore:
         """
         plan = parse_source(source, self._catalogue)
         name = checked_name(name or plan.name)
+        if isinstance(plan, Folder) and is_adapter(plan.path):
+            return self._pull_adapter(plan.path, name, base, replace=replace)
+        if base is not None:
+            raise ConfigError(f"{source} is a whole model; only an adapter has a base.")
         with _as_pull_failures(name), self._exclusive(name, on_progress):
             present = None if replace else self._sound_model(name, plan, on_progress)
             if present is None:
@@ -92,6 +102,65 @@ class ModelStore:
             info = present or self.info(name)
         on_progress(PullProgress(PullStage.DONE, info.size_bytes, info.size_bytes, name))
         return info
+
+    def add_adapter(
+        self, folder: Path, *, name: str, base: str, replace: bool = False
+    ) -> ModelInfo:
+        """Keep an adapter, as peft writes it to a folder, for the model called `base`.
+
+        Raises `ModelNotFound`, and `ConfigError` for what is no LoRA that runs here, does not fit the model,
+        or has a name that is taken: with `replace`, by something else than an adapter.
+        """
+        if checked_name(name) == NONE:
+            raise ConfigError(
+                f"An adapter cannot be called {NONE}: that stands for the bare model."
+            )
+        model = self.info(base)
+        if model.kind is not ModelKind.DECODER:
+            raise ConfigError(
+                f"{base} is no model that writes text; an adapter is for one that does."
+            )
+        lora = read_lora(folder.expanduser().absolute())
+        lora.check(model_shapes(self._shelf.path(base)))
+        with _as_pull_failures(name), self._exclusive(name, no_progress):
+            self._refuse_taken(name, replace=replace)
+            with self._shelf.partial(name) as partial:
+                make_adapter(lora, partial / "model", name=name, base=model)
+                self._shelf.publish(partial / "model", name)
+        return self.info(name)
+
+    def _pull_adapter(
+        self, folder: Path, name: str, base: str | None, *, replace: bool
+    ) -> ModelInfo:
+        """Leaves one of the same content as it is."""
+        if name in self._shelf.names() and not replace:
+            there = self._describe(name)
+            if there.fingerprint == read_fingerprint(folder) and base in (None, there.base):
+                return there
+        return self.add_adapter(
+            folder, name=name, base=base or self._base_of(folder), replace=replace
+        )
+
+    def _base_of(self, folder: Path) -> str:
+        """The model of the store that an adapter says it was trained on."""
+        said = (str(read_json(folder / RECIPE).get("base", "")), read_lora(folder).base)
+        for text in said:
+            for name in (text, Path(text).name):
+                if name in self._shelf.names():
+                    return name
+        raise ConfigError(
+            f"The adapter in {folder} does not say which model of the store it is for; name it with --base."
+        )
+
+    def _refuse_taken(self, name: str, *, replace: bool) -> None:
+        if name not in self._shelf.names():
+            return
+        there = self._describe(name)
+        if not replace or (there.kind is not ModelKind.ADAPTER and not there.problem):
+            raise ConfigError(
+                f"{name} is in the store already; remove it first (`llmasos model rm {name}`) or choose"
+                " another name."
+            )
 
     def list(self) -> tuple[ModelInfo, ...]:
         """Every model by name, damaged ones with their `problem`. Reads manifests and sizes."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from llmasos.kernel.errors import ModelCorrupt
 
+Shape = tuple[int, ...]
 _MAX_HEADER: Final = 100_000_000
 _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MALFORMED: Final = (
@@ -47,23 +48,39 @@ def read_safetensors_facts(files: Iterable[Path]) -> WeightFacts:
     return WeightFacts(counts.total(), _DTYPE_NAMES.get(dtype, dtype.lower()))
 
 
+def read_shapes(file: Path) -> dict[str, Shape]:
+    """Every tensor's shape by its name; raises `ModelCorrupt` for a file that its header contradicts."""
+    return {name: tuple(tensor["shape"]) for name, tensor in _read_header(file).items()}
+
+
 def _parameters_by_dtype(file: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
-    end = 0
+    for tensor in _read_header(file).values():
+        counts[tensor["dtype"]] += math.prod(tensor["shape"])
+    return counts
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    """A safetensors file's tensors: `dtype`, `shape`, `data_offsets` of each."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = dict(json.loads(stream.read(min(length, _MAX_HEADER))))
         header.pop("__metadata__", None)
-        for tensor in header.values():
-            counts[tensor["dtype"]] += math.prod(tensor["shape"])
-            end = max(end, tensor["data_offsets"][1])
-        is_whole = file.stat().st_size == 8 + length + end
+        ends = [_end_of(tensor) for tensor in header.values()]
+        is_whole = file.stat().st_size == 8 + length + max(ends, default=0)
     except _MALFORMED as error:
         raise ModelCorrupt(f"{file.name} is not a safetensors file.") from error
     if not is_whole:
         raise ModelCorrupt(f"{file.name} is truncated or has extra bytes.")
-    return counts
+    return header
+
+
+def _end_of(tensor: Any) -> int:
+    """Where a tensor's bytes end; raises one of `_MALFORMED` for what is no tensor."""
+    if not isinstance(tensor["dtype"], str) or math.prod(tensor["shape"]) < 0:
+        raise ValueError("no tensor is like that")
+    return int(tensor["data_offsets"][1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ def add_process_flags(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="same seed, same text")
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="end it after 30s, 2m ...")
     parser.add_argument("--nice", type=niceness, default=0, metavar="N", help="-20 to 19")
+    parser.add_argument(
+        "--adapter", metavar="NAME", help="what the model is changed by; `none`: by nothing"
+    )
     parser.add_argument("--title", default="", help="what `ps` calls it")
     parser.add_argument(
         "--root", metavar="FOLDER", help="the files it may see (default: the current folder)"
@@ -85,6 +88,7 @@ def request_for(
         seed=args.seed,
         taint=("given:on the command line",) if args.untrusted else (),
         rules=tuple(args.rules),
+        adapter=args.adapter,
     )
 
 

@@ -24,6 +24,7 @@ class Context:
     tokens: list[int]
     pages: list[PageId] = field(default_factory=list)
     done: int = 0
+    adapter: str = ""
     inherited: int = 0
     """Positions whose K/V came with a fork; `parts` begin after them."""
     parts: list[torch.Tensor] = field(default_factory=list)
@@ -50,8 +51,8 @@ class Driver:
     def random_tokens(self, count: int) -> list[int]:
         return [self._random.randrange(self._core.info.vocab_size) for _ in range(count)]
 
-    def spawn(self, count: int) -> Context:
-        self.contexts.append(Context(self.random_tokens(count)))
+    def spawn(self, count: int, adapter: str = "") -> Context:
+        self.contexts.append(Context(self.random_tokens(count), adapter=adapter))
         return self.contexts[-1]
 
     def fork(self, parent: Context, extra: int) -> Context:
@@ -62,7 +63,7 @@ class Driver:
             pages = [*pages, self._free.pop()]
             self._copies.append((parent.pages[num_full], pages[-1]))
         tokens = parent.tokens[: parent.done] + self.random_tokens(extra)
-        self.contexts.append(Context(tokens, pages, parent.done, parent.done))
+        self.contexts.append(Context(tokens, pages, parent.done, parent.adapter, parent.done))
         return self.contexts[-1]
 
     def fork_sometimes(self, extra: int) -> None:
@@ -90,12 +91,13 @@ class Driver:
         num_pages = -(-(context.done + len(tokens)) // self._page_size)
         while len(context.pages) < num_pages:
             context.pages.append(self._free.pop())
-        return SequenceSlice(tokens, context.done, tuple(context.pages))
+        pages = tuple(context.pages)
+        return SequenceSlice(tokens, context.done, pages, adapter=context.adapter)
 
 
-def alone(core: LogitsCore, tokens: Sequence[int]) -> torch.Tensor:
+def alone(core: LogitsCore, tokens: Sequence[int], adapter: str = "") -> torch.Tensor:
     """A sequence's logits, by itself and in one chunk."""
     num_pages = -(-len(tokens) // core.info.page_size)
     pages = [PageId(page) for page in range(num_pages)]
-    (logits,) = core.logits(StepPlan((SequenceSlice(tokens, 0, pages),)))
+    (logits,) = core.logits(StepPlan((SequenceSlice(tokens, 0, pages, adapter=adapter),)))
     return logits

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
+from llmasos.kernel.cores.adapters import AdapterRows, AdapterWeights
 from llmasos.kernel.cores.decoder import DecoderShape
 from llmasos.kernel.cores.exactness import is_exact
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV
@@ -84,6 +85,10 @@ def test_a_core_of_routed_experts_is_exact_where_it_says_so(tmp_path: Path) -> N
 # ---------------------------------------------------------------- the self-check
 
 
+class NothingPacked:
+    num_bytes = 0
+
+
 class Crowded:
     """A decoder whose states depend on how many rows there are, if told to."""
 
@@ -93,15 +98,24 @@ class Crowded:
     min_rows = 2
     shape = DecoderShape((1,), (16,), 50, 300)
 
-    def __init__(self, *, body: bool = False, head: bool = False) -> None:
-        self._body, self._head = body, head
+    adaptable: ClassVar[dict[str, tuple[int, int]]] = {}
+
+    def __init__(self, *, body: bool = False, head: bool = False, adapted: bool = False) -> None:
+        self._body, self._head, self._adapted = body, head, adapted
         self.num_forwards = 0
 
-    def hidden(self, plan: AttentionPlan, kv: PagedKV) -> torch.Tensor:
+    def pack_adapter(self, weights: AdapterWeights) -> NothingPacked:
+        return NothingPacked()
+
+    def hidden(
+        self, plan: AttentionPlan, kv: PagedKV, adapters: AdapterRows | None = None
+    ) -> torch.Tensor:
         self.num_forwards += 1
+        company = plan.num_tokens * 1e-6
+        changed = 0.0 if adapters is None else adapters.owners[:, None] * company * self._adapted
         rows = plan.tokens.float()[:, None].expand(-1, 16)
         kv.attend(0, *(rows[:, None] for _ in "qkv"), plan, scale=1.0)
-        return rows * (1 + plan.num_tokens * 1e-6 * self._body)
+        return rows * (1 + company * self._body + changed)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden * (1 + len(hidden) * 1e-6 * self._head)
@@ -125,6 +139,7 @@ def test_the_self_check_tells_a_decoder_that_minds_its_company() -> None:
     assert check(Crowded())
     assert not check(Crowded(body=True))
     assert not check(Crowded(head=True))
+    assert not check(Crowded(adapted=True))
 
 
 @pytest.mark.usefixtures("needs_native_attention")

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 
 from llmasos.kernel.abi import AppInfo, Pid
+from llmasos.kernel.adapters import FixedShelf
 from llmasos.kernel.journal.entries import Level, ProcessRow
 from llmasos.kernel.journal.events import Event, decode_events
 from llmasos.kernel.journal.history import History
@@ -60,6 +61,8 @@ class Machine:
         self._own = None if folder else TemporaryDirectory()  # gone with this object
         self.folder = folder or Path(self._own.name)
         self.apps: dict[str, Program] = {}
+        self.adapters: dict[str, str] = {}
+        """Fingerprints of those that are there, by name."""
         self.level = level
         self.syscalls = syscalls
         self.store = store
@@ -94,6 +97,7 @@ class Machine:
             cache_folder=self.folder,
             now=self._tick,
             journal=Journal(store, level=self.level, now=self._tick),
+            adapters=FixedShelf(self.adapters),
         )
         with anyio.fail_after(patience_s):
             async with runtime:

@@ -20,6 +20,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lora.h"
+
 enum { LANE_KEYS = 16 };                /* keys interleaved in a block */
 enum { CHUNK = 256 };                   /* keys whose weights share one maximum */
 enum { CHUNK_BLOCKS = CHUNK / LANE_KEYS };
@@ -99,6 +101,8 @@ typedef struct {
     char *out;
     ptrdiff_t x_stride, out_stride;
     int rows, add;
+    const LoraRows *lora;               /* of a gated one; NULL: none */
+    LoraPlace place;
 } Product;
 
 enum { ROW_BLOCK = 96 };                /* rows that share a panel in the cache */
@@ -116,6 +120,8 @@ typedef struct Path {
     void (*product)(const Product *, int panel, int first_row, int end_row);
     void (*normalise)(const float *x, const float *weight, int width, float eps, void *out);
     void (*turn)(float *head, const float *weight, const float *angles, int dim, float eps, void *out);
+    void (*lower)(const LoraProduct *, const void *x, float *lowered);
+    void (*raise)(const LoraProduct *, const float *lowered, float *out);
 } Path;
 
 /* Indexed by element type: 0 float32, 1 bfloat16. name is NULL where there is no such code. */

@@ -162,6 +162,49 @@ static void run_product(Stage *stage, const Product *p)
     run_stage(stage, num_blocks(p->rows, ROW_BLOCK) * p->weights->panels, product_unit, p);
 }
 
+/* What an adapter adds to a row of the product at that place, whose rows are `out`. */
+static void raise_row(const Path *path, const LoraRows *lora, int row, LoraPlace place, float *out)
+{
+    const LoraProduct *product = lora_of(lora, row, place);
+    if (product)
+        path->raise(product, lowered_of(lora, row), out);
+}
+
+static void lower_row(const Path *path, const LoraRows *lora, int row, LoraPlace place, const void *x)
+{
+    const LoraProduct *product = lora_of(lora, row, place);
+    if (product)
+        path->lower(product, x, lowered_of(lora, row));
+}
+
+/* A product whose rows are all there is to it, and what adapters make of its x meanwhile. */
+typedef struct {
+    const Product *product;
+    const LoraRows *lora;
+    LoraPlace place;
+} LoweredProduct;
+
+static void lowered_unit(const void *work, int unit)
+{
+    const LoweredProduct *l = work;
+    const Product *p = l->product;
+    const Weights *w = p->weights;
+    int units = num_blocks(p->rows, ROW_BLOCK) * w->panels, block = unit - units;
+    size_t row_bytes = p->x_stride * element_bytes(w->bf16);
+    if (unit < units)
+        product_unit(p, unit);
+    else
+        for (int r = block * ROWS; r < end_of(block, ROWS, p->rows); r++)
+            lower_row(w->path, l->lora, r, l->place, p->x + r * row_bytes);
+}
+
+static void run_lowered(Stage *stage, const LoweredProduct *l)
+{
+    const Product *p = l->product;
+    int units = num_blocks(p->rows, ROW_BLOCK) * p->weights->panels;
+    run_stage(stage, units + (l->lora ? num_blocks(p->rows, ROWS) : 0), lowered_unit, l);
+}
+
 typedef struct {
     const Path *path;
     const float *x, *norm;
@@ -169,14 +212,19 @@ typedef struct {
     float eps;
     char *out;
     size_t row_bytes;
+    const LoraRows *lora;               /* NULL: none; else what is first added to x, */
+    LoraPlace before, after;            /* and the product that what comes out goes into */
 } Normalising;
 
 static void normalise_unit(const void *work, int unit)
 {
     const Normalising *n = work;
-    for (int r = unit * ROWS; r < end_of(unit, ROWS, n->rows); r++)
+    for (int r = unit * ROWS; r < end_of(unit, ROWS, n->rows); r++) {
+        raise_row(n->path, n->lora, r, n->before, (float *)n->x + (size_t)r * n->width);
         n->path->normalise(n->x + (size_t)r * n->width, n->norm, n->width, n->eps,
                            n->out + r * n->row_bytes);
+        lower_row(n->path, n->lora, r, n->after, n->out + r * n->row_bytes);
+    }
 }
 
 static void run_normalising(Stage *stage, const Normalising *n)
@@ -234,6 +282,9 @@ typedef struct {
     float *qkv;
     Stage (*stages)[STAGES];            /* of each layer, and its attention */
     Job *attention;
+    Stage last;
+    LoraRows rows;
+    const LoraRows *lora;               /* the same; NULL where no row has an adapter */
 } Step;
 
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -256,6 +307,8 @@ static size_t lay_out(Step *s, char *base)
     PUT(inner, char *, rows * m->inner * size);
     PUT(stages, Stage(*)[STAGES], sizeof(Stage[STAGES]) * m->num_layers);
     PUT(attention, Job *, sizeof(Job) * m->num_layers);
+    PUT(rows.of_row, const Lora *const *, s->lora ? rows * sizeof(Lora *) : 0);
+    PUT(rows.lowered, float *, rows * s->rows.ranks * 4);
 #undef PUT
     return at;
 }
@@ -307,8 +360,11 @@ static void turn_unit(const void *work, int unit)
         if (prepare(job, b->spans, b->num_spans, bounded_threads(b->threads)))
             atomic_store(&s->failed, -1);
     } else
-        for (int r = (unit - 1) * ROWS; r < end_of(unit - 1, ROWS, b->rows); r++)
+        for (int r = (unit - 1) * ROWS; r < end_of(unit - 1, ROWS, b->rows); r++) {
+            raise_row(s->model->path, s->lora, r, (LoraPlace){t->layer, LORA_QKV},
+                      s->qkv + r * num_heads_all(s->model) * s->model->head_dim);
             turn_row(s, &s->model->layers[t->layer], r);
+        }
 }
 
 static void attend_layer(Step *s, int layer)
@@ -330,21 +386,35 @@ static void layer_share(Step *s, int index)
     float *hidden = s->batch->hidden;
     int rows = s->batch->rows, q = m->num_heads * m->head_dim;
     int heads = (int)num_heads_all(m) * m->head_dim;
+    const LoraRows *lora = s->lora;
     Normalising norm = {m->path, hidden, layer->input_norm, rows, m->hidden, m->eps, s->x,
-                        m->hidden * element_bytes(m->bf16)};
+                        m->hidden * element_bytes(m->bf16), lora, {index - 1, LORA_DOWN},
+                        {index, LORA_QKV}};
     run_normalising(&stages[NORM], &norm);
     run_product(&stages[QKV], &(Product){layer->qkv, s->x, (char *)s->qkv, m->hidden, heads, rows, 0});
     attend_layer(s, index);
     if (atomic_load(&s->failed))
         return;
-    run_product(&stages[OUTPUT],
-                &(Product){layer->output, s->attended, (char *)hidden, q, m->hidden, rows, 1});
+    Product output = {layer->output, s->attended, (char *)hidden, q, m->hidden, rows, 1};
+    run_lowered(&stages[OUTPUT], &(LoweredProduct){&output, lora, {index, LORA_OUTPUT}});
     norm.norm = layer->mlp_norm;
+    norm.before = (LoraPlace){index, LORA_OUTPUT};
+    norm.after = (LoraPlace){index, LORA_GATE_UP};
     run_normalising(&stages[MLP_NORM], &norm);
     run_product(&stages[GATE_UP],
-                &(Product){layer->gate_up, s->x, s->inner, m->hidden, m->inner, rows, 0});
-    run_product(&stages[DOWN],
-                &(Product){layer->down, s->inner, (char *)hidden, m->inner, m->hidden, rows, 1});
+                &(Product){layer->gate_up, s->x, s->inner, m->hidden, m->inner, rows, 0, lora,
+                           norm.after});
+    Product down = {layer->down, s->inner, (char *)hidden, m->inner, m->hidden, rows, 1};
+    run_lowered(&stages[DOWN], &(LoweredProduct){&down, lora, {index, LORA_DOWN}});
+}
+
+static void last_unit(const void *work, int unit)
+{
+    const Step *s = work;
+    const Model *m = s->model;
+    for (int r = unit * ROWS; r < end_of(unit, ROWS, s->batch->rows); r++)
+        raise_row(m->path, s->lora, r, (LoraPlace){m->num_layers - 1, LORA_DOWN},
+                  s->batch->hidden + (size_t)r * m->hidden);
 }
 
 static void step_share(void *work)
@@ -352,6 +422,21 @@ static void step_share(void *work)
     Step *s = work;
     for (int layer = 0; layer < s->model->num_layers && !atomic_load(&s->failed); layer++)
         layer_share(s, layer);
+    if (s->lora && !atomic_load(&s->failed))
+        run_stage(&s->last, num_blocks(s->batch->rows, ROWS), last_unit, s);
+}
+
+/* Who has which adapter; called with and without memory for it, as lay_out() is. */
+static void find_loras(Step *s, int has_memory)
+{
+    const Batch *b = s->batch;
+    const Lora **of_row = (const Lora **)s->rows.of_row;
+    for (int i = 0; i < b->num_loras; i++)
+        if (b->loras[i]->ranks > s->rows.ranks)
+            s->rows.ranks = b->loras[i]->ranks;
+    s->lora = b->num_loras ? &s->rows : NULL;
+    for (int r = 0; has_memory && s->lora && r < b->rows; r++)
+        of_row[r] = b->owners[r] ? b->loras[b->owners[r] - 1] : NULL;
 }
 
 static void step_thread(void *work) { in_plain_arithmetic(step_share, work); }
@@ -359,10 +444,12 @@ static void step_thread(void *work) { in_plain_arithmetic(step_share, work); }
 int decode(Model *model, Pool *pool, const Batch *batch)
 {
     Step step = {.model = model, .pool = pool, .batch = batch};
+    find_loras(&step, 0);
     size_t bytes = lay_out(&step, NULL);
     if (reserve((void **)&model->memory, &model->memory_room, bytes, 1))
         return -1;
     lay_out(&step, model->memory);
+    find_loras(&step, 1);
     memset(step.stages, 0, sizeof(Stage[STAGES]) * model->num_layers);
     memset(step.attention, 0, sizeof(Job) * model->num_layers);
     run_threads(step_thread, &step, bounded_threads(batch->threads));

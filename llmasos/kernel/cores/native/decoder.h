@@ -26,6 +26,9 @@ typedef struct {
     const Span *spans;
     int rows, num_spans, threads;
     const int32_t *page_table;
+    const Lora *const *loras;           /* the adapters in it, and each row's: 0 none, 1 the first ... */
+    const int32_t *owners;
+    int num_loras;
 } Batch;
 
 /* All layers. -1 when memory is short; what was written to pages then is of no account. */

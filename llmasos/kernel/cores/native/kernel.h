@@ -6,6 +6,7 @@
  *     W, vf, vi                      lanes of a vector, and vectors of float and int32_t
  *     VSET1, VFMA, VMAX, VMIN        VMAX and VMIN give their second operand where it is NaN
  *     VWIDEN_I8(from, to)            DOT_BF16 only: 64 int8, of 127 at most, as bfloat16
+ *     VDOT_WORDS(acc, a, b)          DOT_BF16 only: acc + a . b, of vectors of pairs
  *     ROW_TILE, VEC_TILE             rows and vectors of an accumulator tile
  *
  * Arithmetic that order or contraction could change is spelled out by VFMA, and files are
@@ -366,6 +367,7 @@ static void NAME(finish)(const Call *call, const Block *block, const Partial *st
 }
 
 #if !BF16 || DOT_BF16
+#include "low_rank.h"
 #include "product.h"
 #endif
 

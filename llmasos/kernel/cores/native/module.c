@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "decoder.h"
+#include "lora_module.h"
 
 static const Path *const all_paths[] = {path_avx512_bf16, path_avx512, path_avx2, path_neon,
                                         path_generic};
@@ -281,19 +282,25 @@ failed:
     return NULL;
 }
 
-/* decode(model, pool, hidden, angles, rows, spans, num_spans, page_table, threads). */
+/* decode(model, pool, hidden, angles, rows, spans, num_spans, page_table, threads, loras, owners): the
+ * adapters are a tuple of capsules, and the owners an address, of no account where that is empty. */
 static PyObject *py_decode(PyObject *self, PyObject *args)
 {
-    PyObject *of_model, *of_pool;
-    Py_ssize_t hidden, angles, spans, page_table;
+    PyObject *of_model, *of_pool, *capsules;
+    Py_ssize_t hidden, angles, spans, page_table, owners;
+    const Lora *loras[MAX_LORAS];
     Batch batch = {0};
-    if (!PyArg_ParseTuple(args, "OOnninini", &of_model, &of_pool, &hidden, &angles, &batch.rows,
-                          &spans, &batch.num_spans, &page_table, &batch.threads))
+    if (!PyArg_ParseTuple(args, "OOnnininiO!n", &of_model, &of_pool, &hidden, &angles, &batch.rows,
+                          &spans, &batch.num_spans, &page_table, &batch.threads, &PyTuple_Type,
+                          &capsules, &owners))
         return NULL;
     Model *model = PyCapsule_GetPointer(of_model, "model");
     Pool *pool = PyCapsule_GetPointer(of_pool, "pool");
+    batch.num_loras = read_loras(capsules, loras, MAX_LORAS);
     if (PyErr_Occurred())
         return NULL;
+    batch.loras = loras;
+    batch.owners = (const int32_t *)owners;
     batch.hidden = (float *)hidden;
     batch.angles = (const float *)angles;
     batch.spans = (const Span *)spans;
@@ -349,6 +356,7 @@ static PyMethodDef methods[] = {
     {"packed_bytes", py_packed_bytes, METH_VARARGS, "What pack needs."},
     {"pack", py_pack, METH_VARARGS, "A weight matrix, packed."},
     {"model", py_model, METH_VARARGS, "A model of packed weights."},
+    {"lora", py_lora, METH_VARARGS, "An adapter of a model."},
     {"decode", py_decode, METH_VARARGS, "All layers of one step."},
     {"multiply", py_multiply, METH_VARARGS, "One product."},
     {NULL, NULL, 0, NULL},

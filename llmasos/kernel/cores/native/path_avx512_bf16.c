@@ -19,6 +19,7 @@ enum { W = 16, ROW_TILE = 6, VEC_TILE = 4 };
 #define VMIN(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
 #define VDOT(acc, word, pair)                                                                      \
     ((vf)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)(word), (__m512bh)_mm512_set1_epi32(pair)))
+#define VDOT_WORDS(acc, a, b) ((vf)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)(a), (__m512bh)(b)))
 #define VSTORE_BF16(to, x)                                                                         \
     do {                                                                                           \
         __m256bh narrow = _mm512_cvtneps_pbh((__m512)(x));                                         \

@@ -21,7 +21,7 @@
 
 #define ATTENTION(type)                                                                            \
     LABEL, store_##type, load_queries_##type, attend_chunk_##type, merge_##type, finish_##type
-#define PRODUCTS(type) panel_##type, product_##type, normalise_##type, turn_##type
+#define PRODUCTS(type) panel_##type, product_##type, normalise_##type, turn_##type, lower_##type, raise_##type
 #ifdef VDOT
 const Path PATHS[2] = {{0}, {ATTENTION(bf16), PRODUCTS(bf16)}};
 #else

@@ -92,6 +92,9 @@ static void NAME(finish_row)(const Product *p, int panel, int row, float *totals
     ptrdiff_t at = row * p->out_stride + (ptrdiff_t)panel * width;
     if (w->gated) {
         Operand *out = (Operand *)p->out + at;
+        const LoraProduct *lora = lora_of(p->lora, row, p->place);
+        if (lora)
+            NAME(raise_gated)(lora, lowered_of(p->lora, row), panel, width, totals);
         for (int v = 0; v < width; v += W)
             STOREF(totals + v, NAME(gated)(LOADF(totals + v), LOADF(totals + v + width)));
         for (int c = 0; c < columns; c++)

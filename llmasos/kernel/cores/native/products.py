@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from llmasos.kernel.cores.adapters import AdapterRows
 from llmasos.kernel.cores.attention_plan import AttentionPlan
 from llmasos.kernel.cores.memory import host_memory
 from llmasos.kernel.cores.native import extension
@@ -162,10 +163,16 @@ class NativeModel:
         self._decode = kernel.decode
 
     def decode(
-        self, pool: Any, hidden: torch.Tensor, angles: torch.Tensor, plan: AttentionPlan
+        self,
+        pool: Any,
+        hidden: torch.Tensor,
+        angles: torch.Tensor,
+        plan: AttentionPlan,
+        adapters: AdapterRows | None = None,
     ) -> None:
         """All layers, in place on float32 [N, hidden]; `angles` is float32 [N, 2, head_dim] of
-        cosines and sines, `pool` a NativeAttention's. Lets the interpreter run meanwhile."""
+        cosines and sines, `pool` a NativeAttention's, `adapters` of `NativeAdapter`. Lets the interpreter
+        run meanwhile."""
         assert hidden.is_contiguous()
         assert angles.is_contiguous()
         self._decode(
@@ -178,6 +185,8 @@ class NativeModel:
             len(plan.spans),
             plan.page_table.data_ptr(),
             torch.get_num_threads(),
+            () if adapters is None else tuple(each.capsule for each in adapters.adapters),
+            0 if adapters is None else adapters.owners.data_ptr(),
         )
 
 
