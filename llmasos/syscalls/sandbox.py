@@ -332,15 +332,23 @@ def _excess(pid: int) -> str:
 def kill_tree(pid: int) -> None:
     """Kill a process, its group and all that descend from it, until none is left or a second is over."""
     ends_at = time.monotonic() + 1.0
+    victims: set[psutil.Process] = set()  # also those whose parent is gone before they are
     while time.monotonic() < ends_at:
-        try:
-            tree = psutil.Process(pid).children(recursive=True)
-        except psutil.Error:
-            tree = []
+        with suppress(psutil.Error):
+            victims.update(psutil.Process(pid).children(recursive=True))
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        for process in tree:
+        for process in victims:
             with suppress(psutil.Error):
                 process.kill()
-        if not tree:
+        victims = {process for process in victims if _is_alive(process)}
+        if not victims:
             return
+        time.sleep(0.001)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
