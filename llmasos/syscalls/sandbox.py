@@ -261,13 +261,13 @@ class _Run:
                         streams.start_soon(self._read, process, process.stdout, stdout)
                         streams.start_soon(self._read, process, process.stderr, stderr)
                         await process.wait()
-                        kill_tree(process.pid)  # what it left running ends with it
+                        await _kill(process)  # what it left running ends with it
                     tasks.cancel_scope.cancel()
             if deadline.cancelled_caught:
                 self._ended_for = f"it took more than {timeout_s:g} s"
         finally:
             with anyio.CancelScope(shield=True):
-                kill_tree(process.pid)
+                await _kill(process)
                 await process.wait()
                 await process.aclose()
         code = process.returncode or 0
@@ -295,7 +295,7 @@ class _Run:
         async for piece in stream:
             self._num_bytes += len(piece)
             if self._num_bytes > MAX_OUTPUT_BYTES:
-                self._end(process, f"it wrote more than {MAX_OUTPUT_BYTES} bytes")
+                await self._end(process, f"it wrote more than {MAX_OUTPUT_BYTES} bytes")
                 return
             into += piece
             if self._on_output is not None:
@@ -307,11 +307,15 @@ class _Run:
             await anyio.sleep(WATCH_S)
             reason = await anyio.to_thread.run_sync(_excess, process.pid)
             if reason:
-                self._end(process, reason)
+                await self._end(process, reason)
 
-    def _end(self, process: anyio.abc.Process, reason: str) -> None:
+    async def _end(self, process: anyio.abc.Process, reason: str) -> None:
         self._ended_for = self._ended_for or reason
-        kill_tree(process.pid)
+        await _kill(process)
+
+
+async def _kill(process: anyio.abc.Process) -> None:
+    await anyio.to_thread.run_sync(kill_tree, process.pid)
 
 
 def _excess(pid: int) -> str:
