@@ -64,10 +64,16 @@ class ModelAdapters:
 
     def _places(self, name: str) -> Iterator[tuple[Path, _InfoOf]]:
         """Where it may be, the first that counts first: a file that changes when it does, and what it is."""
-        if name in self._stored_names():
+        if self._is_stored(name):
             yield self._store.folder / name / FILE_NAME, lambda: self._checked(name)
         if (folder := shipped_adapters(self._shipped).get(name)) is not None:
             yield folder / WEIGHTS, lambda: shipped_info(folder)
+
+    def _is_stored(self, name: str) -> bool:
+        try:
+            return self._store.info(name).kind is ModelKind.ADAPTER
+        except ConfigError:
+            return False
 
     def _stored_names(self) -> set[str]:
         return {each.name for each in self._store.list() if each.kind is ModelKind.ADAPTER}

@@ -130,9 +130,11 @@ def _configure_info(parser: Parser) -> None:
 
 async def info(environment: Environment, args: Namespace) -> int:
     """Show one model; with `--verify` check its files too."""
+    from llmasos.kernel.models.adapter_files import SHIPPED_SOURCE
+
     store = _store(environment, args)
     model = _info_of(store, args.model)
-    if args.verify and model.name in {each.name for each in store.list()}:
+    if args.verify and model.source != SHIPPED_SOURCE:
         await anyio.to_thread.run_sync(functools.partial(store.verify, args.model))
     if args.json:
         environment.output.json(model)
