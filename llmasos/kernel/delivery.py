@@ -81,9 +81,8 @@ class Turns:
 
     def _turn(self) -> None:
         loop, due = asyncio.get_running_loop(), self._due.popleft()
-        if not getattr(
-            loop, "_ready", True
-        ):  # asyncio's own: whatever is to run in this turn or the next
+        # asyncio's own: whatever is to run in this turn or the next.
+        if not getattr(loop, "_ready", True):
             due.extend(act for later in self._due for act in later)
             self._due.clear()
         if self._due:

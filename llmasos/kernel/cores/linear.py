@@ -144,6 +144,11 @@ def pack_product(
     return pack(weight, bias)
 
 
+def rows_of(product: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """A product of rows; a single one runs as two, as other routines would round it differently."""
+    return product(x.expand(2, -1).contiguous() if len(x) == 1 else x)[: len(x)]
+
+
 def _can_pack(weight: torch.Tensor) -> bool:
     if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False

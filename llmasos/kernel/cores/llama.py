@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from llmasos.kernel.cores import linear
 from llmasos.kernel.cores.adapters import AdapterRows, AdapterWeights
 from llmasos.kernel.cores.decoder import DecoderShape
-from llmasos.kernel.cores.linear import Linear
+from llmasos.kernel.cores.linear import Linear, rows_of
 from llmasos.kernel.cores.llama_config import (
     EMBEDDING,
     HEAD,
@@ -33,7 +33,6 @@ from llmasos.kernel.cores.low_rank import (
     LowRankProduct,
     LowRankStep,
     TorchAdapter,
-    rows_of,
     silu_by_rows,
 )
 from llmasos.kernel.cores.paged_kv import AttentionPlan, PagedKV

@@ -6,18 +6,16 @@ exact), sums are elementwise, and rows of the bare model are not touched. `exact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 
 from llmasos.kernel.cores.adapters import AdapterRows, AdapterWeights, LowRank
-from llmasos.kernel.cores.linear import pack_product
+from llmasos.kernel.cores.linear import pack_product, rows_of
 
 _PAD = 16
 """Ranks are filled up to a multiple of it: odd widths may take routines of their own."""
-
-Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TorchAdapter:
@@ -56,11 +54,6 @@ class LowRankProduct:
         """[M, outputs] of x [M, inputs]."""
         lowered = rows_of(self._down, x) * self._scale
         return rows_of(self._up, lowered.to(x.dtype)).to(x.dtype)
-
-
-def rows_of(product: Product, x: torch.Tensor) -> torch.Tensor:
-    """A product of rows; a single one runs as two, as other routines would round it differently."""
-    return product(x.expand(2, -1).contiguous() if len(x) == 1 else x)[: len(x)]
 
 
 class LowRankStep:

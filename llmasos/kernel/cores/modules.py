@@ -322,8 +322,7 @@ class _PackedModule(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As `nn.Linear`; a single row runs as two (`linear` says why)."""
         rows = x.reshape(-1, self.in_features)
-        product = self._product(rows.expand(2, -1).contiguous() if len(rows) == 1 else rows)
-        product = product[: len(rows)]
+        product = linear.rows_of(self._product, rows)
         if (step := _STEP.get(None)) is not None and self.path:
             self._adapt(step, rows, product)
         return product.view(*x.shape[:-1], self.out_features)
